@@ -1,0 +1,1 @@
+"""Graticule's training pipeline: shards in; trained, tracked and registered generators out."""

@@ -1,0 +1,335 @@
+"""The command line: thin verbs, heavy imports inside them. Definitions live elsewhere.
+
+Exit codes: 0 done, 1 failed while working, 2 the user's words are off (one line on stderr, no traceback).
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.plan import ExecConfig, RunConfig
+
+app = typer.Typer(
+    help="Train coordinate-aware image generators on a Slurm cluster: sharded data, exact resume, MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. batch_size=16.")]
+Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what two CPU cores can train.")]
+Runs = Annotated[Path, typer.Option(envvar="GRATICULE_RUNS", help="Folder that holds the run folders.")]
+Data = Annotated[Path, typer.Option(help="Prepared data set (see graticule prep).")]
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Entry point: turns a user's mistake into one line and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except UserError as e:
+        print(f"graticule: {e}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except Exception as e:
+        if hasattr(e, "format_message"):  # click's complaints about options
+            print(f"graticule: {e.format_message()} (see --help)", file=sys.stderr)  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+
+
+@app.command()
+def prep(
+    source: Annotated[str, typer.Argument(help="photos (bundled, no download) or folder.")],
+    path: Annotated[Path | None, typer.Argument(help="Where the source's images lie.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to make; continues there after a kill.")] = Path("data"),
+    size: Annotated[int, typer.Option(min=4, help="Stored side in pixels.")] = 256,
+    crop: Annotated[str, typer.Option(help="center or none.")] = "center",
+    filter: Annotated[str, typer.Option(help="box, bicubic or lanczos.")] = "lanczos",
+    encoding: Annotated[str, typer.Option(help="png (lossless) or jpg (quality 95).")] = "png",
+    workers: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    on_error: Annotated[str, typer.Option(help="stop at the first bad image, or skip and count it.")] = "stop",
+) -> None:
+    """Native images to shards: WebDataset tars, manifest, index."""
+    from pydantic import ValidationError
+    from rich.progress import Progress
+
+    from dataprep.sources import open_source
+    from dataprep.transform import Transform
+    from dataprep.writer import prepare
+    from pipeline.config import complaint
+
+    try:
+        transform = Transform.model_validate(
+            {"size_px": size, "crop": crop, "filter": filter, "encoding": encoding}
+        )
+    except ValidationError as e:
+        raise UserError(f"prep: {complaint(e, Transform)}") from e
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"on-error={on_error!r}: expected stop or skip")
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(f"prep {source}", total=None)
+        manifest = prepare(
+            open_source(source, path, size),
+            out,
+            transform,
+            workers=workers,
+            on_error=on_error,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest.rejected.items())) or "none"
+    print(f"{out}: {manifest.count} images of {size} px in {len(manifest.shards)} shards, data set {manifest.dataset_id}")
+    print(f"in {manifest.count_in}, rejected: {rejected}; check with: graticule verify {out}")
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Prepared data set.")]) -> None:
+    """Every shard against the manifest."""
+    from dataprep.verify import verify as find_problems
+    from pipeline.data.manifest import load_manifest
+
+    manifest = load_manifest(folder)
+    problems = find_problems(folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{folder}: {manifest.count} images in {len(manifest.shards)} shards, all as the manifest says")
+
+
+@app.command()
+def recipes() -> None:
+    """What can be trained, and what was published."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.recipes import FACTS
+    from pipeline.recipes import recipes as all_recipes
+
+    table = Table("recipe", "what", *(fact.lower() for fact in FACTS))
+    for r in all_recipes().values():
+        table.add_row(r.name, r.title, *(r.facts[fact] for fact in FACTS))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@app.command()
+def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
+    """The resolved configuration, and parameters and multiply-adds of each network."""
+    from pipeline.cost import multiply_adds, parameters
+    from pipeline.plan import check, run_name
+
+    run, exec_ = _configure(recipe, set_, tiny)
+    check(run, exec_)
+    print(run.to_json() + exec_.to_json(), end="")
+    print(f"# {run_name(run)} (before the data set is known)")
+    for name, count in parameters(run.family).items():
+        sizes = ", ".join(f"{macs / 1e9:.4g} G at {h}x{w}" for (h, w), macs in multiply_adds(run.family, name).items())
+        print(f"# {name}: {count:,} parameters; multiply-adds an image: {sizes}")
+
+
+@app.command()
+def train(
+    recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: Runs = RUNS
+) -> None:
+    """Train here: one process, or one rank under torchrun, accelerate launch or srun."""
+    from jobs.preempt import install, requeue
+    from jobs.world import join
+
+    flag = install()
+    run, exec_ = _configure(recipe, set_, tiny)
+    world = join()
+    if "exec.nodes" not in _keys(set_) and "exec.gpus" not in _keys(set_):
+        exec_ = exec_.replace(nodes=max(1, world.size // world.local_size), gpus=world.local_size)
+    else:
+        world = join(exec_.nodes, exec_.gpus)
+    from pipeline.run import train_folder
+
+    folder = _plan(run, exec_, data, runs, set_)
+    if train_folder(folder, should_stop=flag) == "stopped":
+        requeue(flag, world.rank)
+
+
+@app.command()
+def submit(
+    recipe: str,
+    data: Data,
+    cluster: Annotated[str, typer.Option(help="local, a name in slurm/, or a TOML file.")] = "local",
+    nodes: Annotated[int, typer.Option(min=1)] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Ranks on each node: one a GPU.")] = 1,
+    set_: Sets = None,
+    tiny: Tiny = False,
+    runs: Runs = RUNS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the submission file; write nothing.")] = False,
+) -> None:
+    """Queue a run through submitit; the same recipe again resumes it."""
+    from jobs.cluster import load_cluster
+    from jobs.submit import sbatch_text
+    from jobs.submit import submit as submit_job
+    from pipeline.plan import check, run_name
+
+    place = load_cluster(cluster)
+    run, exec_ = _configure(recipe, set_, tiny)
+    exec_ = exec_.replace(nodes=nodes, gpus=gpus)
+    if dry_run:
+        check(run, exec_)
+        print(sbatch_text(runs / run_name(run), place, nodes=nodes, gpus=gpus, name=run.recipe), end="")
+        return
+    folder = _plan(run, exec_, data, runs, set_)
+    job = submit_job(folder, place, nodes=nodes, gpus=gpus, name=run.recipe)
+    print(f"submitted job {job.job_id} on {place.name}: {folder}")
+    print(f"follow it with: graticule status --runs {runs}; graticule logs {folder}")
+
+
+@app.command()
+def status(runs: Runs = RUNS) -> None:
+    """All runs: state, progress, speed, time to go, last checkpoint, attempts."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from jobs.status import HEADER, cells
+    from jobs.status import status as rows
+
+    table = Table(*HEADER)
+    for row in rows(runs):
+        table.add_row(*cells(row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    rank: Annotated[int, typer.Option(min=0)] = 0,
+    lines: Annotated[int, typer.Option(min=1, help="Lines from the end.")] = 40,
+) -> None:
+    """What the newest job of a run printed."""
+    from jobs.status import logs as log_files
+
+    files = [f for f in log_files(run) if f.name.endswith((f"_{rank}_log.out", f"_{rank}_log.err"))]
+    if not files:
+        raise UserError(f"rank={rank}: no log of that rank in {run}; the job may not have started yet")
+    for file in files:
+        text = file.read_text(errors="replace").splitlines()[-lines:]
+        print(f"== {file}", *text, sep="\n")
+
+
+@app.command()
+def cancel(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Stop a run's job after a checkpoint, without queueing it again."""
+    from jobs.status import cancel as cancel_job
+
+    print(cancel_job(run))
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or a run folder.")],
+    seeds: Annotated[str, typer.Option(help="For example 0-15 or 1,5,7-9.")] = "0-15",
+    size: Annotated[str, typer.Option(help="N or HxW; the native size if not given.")] = "",
+    truncation_psi: Annotated[float, typer.Option(help="1: none.")] = 1.0,
+    grid: Annotated[Path, typer.Option(help="PNG to write.")] = Path("grid.png"),
+    columns: Annotated[int | None, typer.Option(min=1)] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """A grid of images, at any size the model allows."""
+    from pipeline.synthesis.sample import generate, load_generator, parse_seeds, parse_size, save_png
+    from pipeline.synthesis.sample import grid as tile
+
+    wanted, numbers = parse_size(size), parse_seeds(seeds)
+    config, weights = _weights(model, runs)
+    images = generate(load_generator(config, weights), numbers, wanted, truncation_psi)
+    try:
+        save_png(grid, tile(images, columns))
+    except OSError as e:
+        raise UserError(f"grid={str(grid)!r} cannot be written ({e.strerror or e}); choose another file") from e
+    print(f"{grid}: {len(images)} images of {images.shape[1]}x{images.shape[2]} px from {model}")
+
+
+@app.command()
+def register(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    name: Annotated[str | None, typer.Option(help="Model name; the recipe's if not given.")] = None,
+    alias: Annotated[str | None, typer.Option(help="For example champion.")] = None,
+) -> None:
+    """Register the newest checkpoint's G_ema as a model in MLflow."""
+    from pipeline.run import newest_checkpoint, read_run
+    from pipeline.tracking.registry import register as register_model
+
+    model = name or read_run(run).recipe
+    version = register_model(run, name=model, alias=alias, checkpoint=newest_checkpoint(run))
+    print(f"models:/{model}{'@' + alias if alias else '/' + version} is version {version}")
+
+
+@app.command()
+def sync(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Replay into MLflow what it has not seen yet."""
+    from pipeline.run import read_run
+    from pipeline.tracking.mirror import sync as sync_run
+
+    read_run(run)
+    print(f"{run}: {sync_run(run)} records sent")
+
+
+@app.command()
+def doctor(cluster: Annotated[str | None, typer.Option(help="Also check this cluster.")] = None) -> None:
+    """What this machine and cluster can do, with the mend for what they can't."""
+    from jobs.doctor import checks
+
+    marks = {True: "ok  ", False: "FAIL", None: "--  "}
+    found = checks(cluster)
+    for c in found:
+        print(f"{marks[c.ok]} {c.name:<22} {c.found}" + (f"  ->  {c.mend}" if c.ok is not True and c.mend else ""))
+    if any(c.ok is False for c in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    method: Annotated[Literal["mspie", "cips"], typer.Option(help="Which method to train.")] = "mspie",
+    out: Annotated[Path, typer.Option(help="Folder for data, run and picture.")] = Path("demo"),
+    set_: Sets = None,
+) -> None:
+    """The main job, end to end, on bundled photographs, in a few minutes on two CPU cores."""
+    from pipeline.demo import run_demo
+
+    run_demo(method, out, set_ or [])
+
+
+def _keys(assignments: list[str] | None) -> set[str]:
+    return {a.partition("=")[0] for a in assignments or []}
+
+
+def _configure(recipe: str, assignments: list[str] | None, tiny: bool) -> "tuple[RunConfig, ExecConfig]":
+    from pipeline.plan import ExecConfig, override_all
+    from pipeline.recipes import find
+
+    run = find(recipe).make()
+    return override_all(run.tiny() if tiny else run, ExecConfig(), assignments or [])
+
+
+def _plan(run: "RunConfig", exec_: "ExecConfig", data: Path, runs: Path, assignments: list[str] | None) -> Path:
+    from pipeline.run import plan_run
+
+    return plan_run(run, exec_, data, runs, assignments or [])
+
+
+def _weights(model: str, runs: Path) -> tuple[Path, Path]:
+    """config.json and G_ema.safetensors of a registered model or of a run's newest checkpoint."""
+    if model.startswith("models:/"):
+        from pipeline.tracking.registry import fetch
+
+        folder = fetch(model, runs)
+        return folder / "config.json", folder / "G_ema.safetensors"
+    from pipeline.run import newest_checkpoint, read_run
+
+    read_run(Path(model))
+    return Path(model) / "config.json", newest_checkpoint(Path(model)) / "G_ema.safetensors"

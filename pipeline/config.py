@@ -1,0 +1,137 @@
+"""Configuration on top of pydantic: strict frozen models, one override syntax, a fingerprint, a JSON codec.
+
+Unknown keys are refused and the nearest name is offered; every complaint is one line (UserError).
+Deliberately knows no concrete configuration.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from pipeline.errors import UserError
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """A frozen configuration: unknown keys refused, every value validated, fields visible in its JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def replace(self: T, **changes: Any) -> T:
+        """A validated copy with some fields changed."""
+        return type(self).model_validate({**dict(self), **changes})
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls: type[T], text: str, *, where: str = "config") -> T:
+        """Parse and validate; a UserError names the file and the first wrong field."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except json.JSONDecodeError as e:
+            raise UserError(f"{where}: not valid JSON ({e}); restore the file or delete the folder") from e
+        except ValidationError as e:
+            raise UserError(f"{where}: {complaint(e, cls)}") from e
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean X?' or the whole list when nothing is near; for the end of an error line."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def by_kind(kinds: Mapping[str, type[Config]]) -> Any:
+    """Annotation for a field that holds any Config of a KINDS table, told apart by its `kind`."""
+
+    def pick(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        kind = str(value.get("kind"))
+        if kind not in kinds:
+            raise ValueError(f"kind={kind!r} is unknown; {nearest(kind, kinds)}")
+        try:
+            return kinds[kind].model_validate(value)
+        except ValidationError as e:
+            raise ValueError(complaint(e, kinds[kind])) from e
+
+    return BeforeValidator(pick), SerializeAsAny()
+
+
+def complaint(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """A pydantic error as one line: field, value seen, what is allowed."""
+    first = error.errors()[0]
+    path = [str(p) for p in first["loc"]]
+    field = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a known key; {nearest(path[-1], _names_at(model, path[:-1]))}"
+    if first["type"] == "value_error":
+        return ": ".join(filter(None, [field, first["msg"].removeprefix("Value error, ")]))
+    return f"{field}={first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _names_at(model: type[BaseModel] | None, path: list[str]) -> list[str]:
+    for name in path:
+        fields = getattr(model, "model_fields", {})
+        model = getattr(fields.get(name), "annotation", None)
+    return list(getattr(model, "model_fields", {}))
+
+
+def override(config: T, assignments: Iterable[str]) -> T:
+    """Apply 'a.b=value' assignments; values are YAML scalars or flow lists ('[0.5, 0.5]').
+
+    Unknown keys, wrong types and values out of range raise UserError in one line.
+    """
+    for text in assignments:
+        key, eq, raw = text.partition("=")
+        if not eq or not key:
+            raise UserError(f"--set {text!r}: expected key=value, for example --set batch_size=16")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError as e:
+            raise UserError(f"--set {key}: cannot read {raw!r} as a value ({type(e).__name__})") from e
+        config = _assign(config, key.split("."), value, key)
+    return config
+
+
+def _assign(config: T, path: list[str], value: Any, whole: str) -> T:
+    name, rest = path[0], path[1:]
+    if name not in type(config).model_fields:
+        raise UserError(f"--set {whole}: {name!r} is not a known key; {nearest(name, type(config).model_fields)}")
+    if rest:
+        inner = getattr(config, name)
+        if not isinstance(inner, Config):
+            raise UserError(f"--set {whole}: {name!r} is a value, not a group; write --set {whole.split('.')[0]}=...")
+        value = _assign(inner, rest, value, whole)
+    elif isinstance(getattr(config, name), Config) and not isinstance(value, Mapping):
+        inner_names = ", ".join(type(getattr(config, name)).model_fields)
+        raise UserError(f"--set {whole}: {name!r} is a group; set one of its keys: {inner_names}")
+    try:
+        return config.replace(**{name: value})
+    except ValidationError as e:
+        raise UserError(f"--set {whole}: {complaint(e, type(config))}") from e
+
+
+def fingerprint(config: Config) -> str:
+    """Eight hex digits of the canonical JSON: equal configurations, equal names."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write under a temporary name in the same folder, fsync, rename: readers see all of it or none."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temp, "wb") as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temp, path)

@@ -1,0 +1,47 @@
+"""What a network costs: parameters, and multiply-adds of one image, counted on the meta device.
+
+Counted are convolutions, linear layers and matrix products; blur filters, resizing and pointwise work are not,
+which is the convention of published figures.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from pipeline.models.stylegan2 import broadcast_w
+from pipeline.phases import FamilyConfig
+
+
+def _nets(family: FamilyConfig) -> Mapping[str, nn.Module]:
+    with torch.device("meta"):
+        return family.build(0).nets
+
+
+def parameters(family: FamilyConfig) -> dict[str, int]:
+    """Trainable numbers of each network."""
+    return {name: sum(p.numel() for p in net.parameters()) for name, net in _nets(family).items()}
+
+
+def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]:
+    """Multiply-adds of one image of network `name` at each trained (height, width)."""
+    net, n = _nets(family)[name], family.group
+    counted = {}
+    for size in family.sizes():
+        with torch.device("meta"), torch.no_grad(), _counter() as counter:
+            if name == "G":
+                w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
+                net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
+            else:
+                net(torch.zeros(n, 3, *size))
+        counted[size] = counter.get_total_flops() // 2 // n
+    return counted
+
+
+def _counter() -> FlopCounterMode:
+    def conv(x, w, _bias, _stride, _padding, _dilation, transposed, *_args, out_shape=None, **_kwargs) -> int:
+        blur = w[1] == 1 and w[2] == 4  # the fixed depthwise FIR filters
+        return 0 if blur else conv_flop_count(x, w, out_shape, transposed=transposed)
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: conv})

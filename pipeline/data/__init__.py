@@ -1,0 +1,1 @@
+"""Prepared data sets: the manifest, the order of images, the reader."""

@@ -1,0 +1,7 @@
+"""Which losses update which net, and when. A method is one file here and one line in KINDS."""
+
+from pipeline.families.cips import CIPSConfig
+from pipeline.families.mspie import MSPIEConfig
+from pipeline.phases import FamilyConfig
+
+KINDS: dict[str, type[FamilyConfig]] = {"mspie": MSPIEConfig, "cips": CIPSConfig}

@@ -1,0 +1,47 @@
+"""Layers with equalised learning rate: weights ~ N(0, 1), scaled by 1 / sqrt(fan_in) at run time.
+
+Karras et al. 2018 (PGGAN, Section 4.1) and 2020 (StyleGAN2). Knows nothing of styles or networks.
+"""
+
+from math import prod, sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LRELU_GAIN = sqrt(2)
+
+
+def lrelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Leaky ReLU of slope 0.2, times sqrt(2)."""
+    return F.leaky_relu(x, 0.2) * LRELU_GAIN
+
+
+class EqualizedLinear(nn.Module):
+    """y = x W^T * lr_mul / sqrt(fan_in) + b * lr_mul; W ~ N(0, 1) / lr_mul, b = bias_init."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, lr_mul: float = 1.0, bias_init: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim) / lr_mul)
+        self.bias = nn.Parameter(torch.full((out_dim,), bias_init / lr_mul))
+        self.scale, self.lr_mul = lr_mul / sqrt(in_dim), lr_mul
+
+    def forward(self, x: Float[Tensor, "n in_dim"]) -> Float[Tensor, "n out_dim"]:
+        return F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
+
+
+class EqualizedConv2d(nn.Module):
+    """2-D convolution with run-time scale 1 / sqrt(in * k * k); bias starts at zero."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, padding: int = 0, bias: bool = True
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.scale = 1 / sqrt(prod(self.weight.shape[1:]))
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
+        return F.conv2d(x, self.weight * self.scale, self.bias, stride=self.stride, padding=self.padding)

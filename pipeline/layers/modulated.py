@@ -1,0 +1,71 @@
+"""Style modulation: the modulated convolution of StyleGAN2 (Karras et al. 2020, Eq. 1-3) and ModFC of CIPS.
+
+Both scale the input features of a weight by a style s and normalise each output row. Knows neither where
+styles come from nor which network asks. Demodulation is computed in float32 under any autocast.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from math import sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.layers.equalized import EqualizedLinear
+
+
+def fp32(x: Tensor) -> AbstractContextManager:
+    """A region without autocast on x's device."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+class ModulatedConv2d(nn.Module):
+    """y = conv(x * s, W) * d with d_o = 1 / sqrt(sum_{i,k} (s_i W_oik)^2 + 1e-8), W scaled by 1 / sqrt(fan_in).
+
+    Scaling activations rather than weights is the same function (the convolution is linear in each) and lets
+    the batch share one ordinary convolution. `demodulate=False` leaves d out (toRGB). No bias.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, w_dim: int, *, demodulate: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.affine = EqualizedLinear(w_dim, in_channels, bias_init=1.0)
+        self.scale = 1 / sqrt(in_channels * kernel * kernel)
+        self.padding, self.demodulate = kernel // 2, demodulate
+
+    def forward(self, x: Float[Tensor, "n i h w"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n o h w"]:
+        with fp32(x):
+            s = self.affine(w.float())
+            d = None
+            if self.demodulate:
+                energy = (self.weight * self.scale).square().sum(dim=(2, 3))
+                d = torch.rsqrt(s.square() @ energy.T + 1e-8)
+        x = x * s.to(x.dtype)[:, :, None, None]
+        y = F.conv2d(x, self.weight * self.scale, padding=self.padding)
+        return y if d is None else y * d.to(y.dtype)[:, :, None, None]
+
+
+class ModFC(nn.Module):
+    """Fully connected layer on pixels with per-sample weights (CIPS, Section 3): rows s_j B_ij, each of norm 1.
+
+    y = x W'^T, W'_ij = s_j B_ij / sqrt(sum_k (s_k B_ik)^2 + 1e-8); B ~ N(0, 1) scaled by 1 / sqrt(in_dim).
+    Pixels are rows, so a layer is one batched matrix product. `demodulate=False` leaves the norm out (toRGB).
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, w_dim: int, *, demodulate: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_dim, in_dim))
+        self.affine = EqualizedLinear(w_dim, in_dim, bias_init=1.0)
+        self.scale, self.demodulate = 1 / sqrt(in_dim), demodulate
+
+    def weights(self, w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n out_dim in_dim"]:
+        """The modulated (and demodulated) weight of each sample, in float32."""
+        with fp32(w):
+            m = (self.weight * self.scale) * self.affine(w.float())[:, None, :]
+            return m * torch.rsqrt(m.square().sum(dim=2, keepdim=True) + 1e-8) if self.demodulate else m
+
+    def forward(self, x: Float[Tensor, "m p i"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n p o"]:
+        """m is n, or 1 where all samples share their input."""
+        weights = self.weights(w)
+        return torch.matmul(x.expand(len(w), -1, -1), weights.to(x.dtype).mT)

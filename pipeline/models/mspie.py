@@ -1,0 +1,157 @@
+"""The multi-scale StyleGAN2 generator of MS-PIE (2012.05217, Section 4.1, Tables 2 and 5).
+
+A positional code at the head replaces the learned constant, so one set of weights makes every size whose sides
+are multiples of 2^num_upblocks. Padded blocks: zero-padded 3x3, then align-corners bilinear x2 (rows c-g).
+Knows neither scales' probabilities nor losses.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import Config
+from pipeline.layers.equalized import lrelu
+from pipeline.layers.modulated import ModulatedConv2d
+from pipeline.layers.noise import noise_maps
+from pipeline.layers.posenc import Convention, cartesian, sinusoidal
+from pipeline.layers.resample import bilinear_up, fir_up
+from pipeline.models.stylegan2 import Mapping, channels_at
+from pipeline.spec import UserError
+
+HEAD_PX = 4  # side of the head grid at the base size
+
+
+class MSPIEGeneratorConfig(Config):
+    """Widths, depth and the code at the head."""
+
+    kind: Literal["mspie"] = "mspie"
+    head: Literal["const", "csg", "spe"] = "spe"  # learned constant, Cartesian grid, sinusoidal code
+    resize: Literal["expand", "interp"] = "expand"  # how the head reaches other sizes: rebuilt, or interpolated
+    convention: Convention = "release"  # Parity: formulas of the published weights, or as printed ("paper")
+    num_upblocks: int = Field(6, ge=1, le=8)  # base size = 4 * 2^num_upblocks = 256
+    channel_multiplier: int = Field(2, ge=1)
+    channel_max: int = Field(512, ge=4)
+    z_dim: int = Field(512, ge=1)
+    w_dim: int = Field(512, ge=1)
+    mapping_layers: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def _head_can_resize(self) -> "MSPIEGeneratorConfig":
+        if self.head == "const" and self.resize == "expand":
+            raise ValueError("resize='expand' needs a code that can be rebuilt; a learned constant is 'interp'")
+        if self.head == "spe" and self.channel_max % 4:
+            raise ValueError(f"channel_max={self.channel_max} must be a multiple of 4 for the sinusoidal code")
+        return self
+
+    def base_px(self) -> int:
+        return HEAD_PX << self.num_upblocks
+
+    def build(self) -> "MSPIEGenerator":
+        return MSPIEGenerator(self)
+
+
+class StyledConv(nn.Module):
+    """Modulated 3x3 (then x2 where `up`), noise, bias, leaky ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, *, up: bool):
+        super().__init__()
+        self.conv = ModulatedConv2d(in_channels, out_channels, 3, w_dim)
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.up = up
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Float[Tensor, "n o h w"]:
+        x = self.conv(x, w)
+        if self.up:
+            x = bilinear_up(x)
+        if noise is not None:
+            x = x + (noise * self.noise_strength).to(x.dtype)
+        return lrelu(x + self.bias.to(x.dtype)[:, None, None])
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 without demodulation, plus bias, onto the upsampled image so far."""
+
+    def __init__(self, in_channels: int, w_dim: int):
+        super().__init__()
+        self.conv = ModulatedConv2d(in_channels, 3, 1, w_dim, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor, w: Tensor, img: Tensor | None) -> Float[Tensor, "n 3 h w"]:
+        rgb = self.conv(x, w).float() + self.bias[:, None, None]
+        return rgb if img is None else rgb + fir_up(img)
+
+
+class MSPIEGenerator(nn.Module):
+    """z -> w -> image. 13 noise maps and 14 styles at six up-sampling blocks."""
+
+    def __init__(self, cfg: MSPIEGeneratorConfig):
+        super().__init__()
+        self.cfg, self.z_dim, self.w_dim = cfg, cfg.z_dim, cfg.w_dim
+        sides = [HEAD_PX << i for i in range(cfg.num_upblocks + 1)]
+        width = [channels_at(side, cfg.channel_multiplier, cfg.channel_max) for side in sides]
+        self.mapping = Mapping(cfg.z_dim, cfg.w_dim, cfg.mapping_layers)
+        head_channels = 2 if cfg.head == "csg" else width[0]
+        if cfg.head == "const":
+            self.const = nn.Parameter(torch.randn(head_channels, HEAD_PX, HEAD_PX))
+        self.convs = nn.ModuleList([StyledConv(head_channels, width[0], cfg.w_dim, up=False)])
+        self.to_rgbs = nn.ModuleList([ToRGB(width[0], cfg.w_dim)])
+        for a, b in zip(width, width[1:], strict=False):
+            self.convs += [StyledConv(a, b, cfg.w_dim, up=True), StyledConv(b, b, cfg.w_dim, up=False)]
+            self.to_rgbs.append(ToRGB(b, cfg.w_dim))
+        self.num_ws = len(self.convs) + 1
+        self.native_size = (cfg.base_px(), cfg.base_px())
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Sides must be multiples of 2^num_upblocks; raises UserError otherwise."""
+        unit = 1 << self.cfg.num_upblocks
+        for side in size:
+            if side < unit or side % unit:
+                raise UserError(
+                    f"size={size[0]}x{size[1]}: sides must be multiples of {unit} for this generator; "
+                    f"the nearest is {max(unit, round(side / unit) * unit)}"
+                )
+
+    def head_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the head grid for an image of this size: 4 + s at side (4 + s) 2^num_upblocks."""
+        return size[0] >> self.cfg.num_upblocks, size[1] >> self.cfg.num_upblocks
+
+    def head(self, size: tuple[int, int]) -> Float[Tensor, "c h w"]:
+        """The code that enters the first convolution, for an image of this size."""
+        grid = self.head_size(size)
+        build_at = grid if self.cfg.resize == "expand" else (HEAD_PX, HEAD_PX)
+        if self.cfg.head == "const":
+            code = self.const
+        elif self.cfg.head == "csg":
+            code = cartesian(build_at, self.cfg.convention)
+        else:
+            code = sinusoidal(self.convs[0].conv.weight.shape[1], build_at, self.cfg.convention)
+        code = code.to(self.to_rgbs[0].bias.device)
+        if code.shape[1:] == grid:
+            return code
+        return F.interpolate(code[None], size=grid, mode="bilinear", align_corners=True)[0]
+
+    def noise_shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(1, h, w) of the noise map of each convolution."""
+        h, w = self.head_size(size)
+        return [(1, h << ((i + 1) // 2), w << ((i + 1) // 2)) for i in range(len(self.convs))]
+
+    def synthesis(
+        self, ws: Float[Tensor, "n num_ws w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None
+    ) -> Float[Tensor, "n 3 h w"]:
+        """Images of any allowed size; `noise` holds one seed a sample, None leaves the noise out."""
+        maps: list[Tensor | None] = [None] * len(self.convs)
+        if noise is not None:
+            maps = list(noise_maps(noise, self.noise_shapes(size), ws.device))
+        x = self.head(size).expand(len(ws), -1, -1, -1)
+        x = self.convs[0](x, ws[:, 0], maps[0])
+        img = self.to_rgbs[0](x, ws[:, 1], None)
+        for i in range(1, len(self.to_rgbs)):
+            x = self.convs[2 * i - 1](x, ws[:, 2 * i - 1], maps[2 * i - 1])
+            x = self.convs[2 * i](x, ws[:, 2 * i], maps[2 * i])
+            img = self.to_rgbs[i](x, ws[:, 2 * i + 1], img)
+        return img

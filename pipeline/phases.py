@@ -1,0 +1,122 @@
+"""Phase, Family, Knobs: the types in which training and families meet.
+
+A family is data: networks, a list of phases, and pure functions of progress. A phase names the network it
+updates and a short loss function; the engine alone reduces gradients and steps. Knows no family and no engine.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from pipeline.chance import Chance
+from pipeline.config import Config
+
+Terms = dict[str, Float[Tensor, " n"]]  # named per-sample values
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Everything about this iteration that is a pure function of (seed, nimg); equal on all ranks."""
+
+    size: tuple[int, int]  # height and width of the images of this iteration
+    lr: Mapping[str, float]  # network -> learning rate
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a loss function may see of one microbatch."""
+
+    real: Float[Tensor, "n c h w"]  # in [-1, 1], at this iteration's size
+    size: tuple[int, int]
+    chance: Chance
+    due: frozenset[str]  # lazy terms to include now
+    feedback: Mapping[str, float]  # state that training feeds back, such as the mean path length
+
+
+LossFn = Callable[[Mapping[str, nn.Module], Step], Terms]
+"""Terms of one microbatch. Names in the phase's `terms` are summed into the loss; others are reported."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer step on one network: mean over the global batch of the sum of its terms."""
+
+    name: str
+    net: str
+    loss: LossFn
+    terms: tuple[str, ...]
+    lazy: Mapping[str, int] = field(default_factory=dict)  # term -> every how many iterations; weight times that
+    learn: Callable[[Mapping[str, float], Mapping[str, float]], dict[str, float]] | None = None
+    """(feedback, means over the global batch) -> new feedback, after the step."""
+
+    def due(self, iteration: int) -> frozenset[str]:
+        """The lazy terms that this iteration (nimg // batch_size) includes."""
+        return frozenset(name for name, every in self.lazy.items() if iteration % every == 0)
+
+
+@dataclass(frozen=True)
+class AdamSpec:
+    """Adam without its learning rate, which `Knobs` sets."""
+
+    betas: tuple[float, float]
+    eps: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """A method as data. `nets` are fresh networks; everything else is a pure function."""
+
+    nets: Mapping[str, nn.Module]
+    adam: Mapping[str, AdamSpec]
+    phases: tuple[Phase, ...]
+    knobs: Callable[[int], Knobs]  # of nimg
+    resize: Callable[[UInt8[Tensor, "n c h w"], tuple[int, int]], Float[Tensor, "n c h w"]]  # stored -> this size
+    ema_kimg: float  # half-life of G_ema
+    sizes: tuple[tuple[int, int], ...]  # trained sizes, for sample grids
+    feedback: Mapping[str, float] = field(default_factory=dict)  # initial values
+
+
+class FamilyConfig(Config, ABC):
+    """The configuration of a method: what a recipe holds and KINDS lists."""
+
+    kind: str
+
+    @property
+    @abstractmethod
+    def group(self) -> int:
+        """Samples that must share a forward: batch_gpu is a multiple of it."""
+
+    @abstractmethod
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Trained (height, width)s."""
+
+    @abstractmethod
+    def tiny(self) -> "FamilyConfig":
+        """The same method, small enough for two CPU cores."""
+
+    @abstractmethod
+    def build(self, seed: int) -> Family:
+        """Fresh networks and the pure functions around them; `seed` keys the draws, not the weights."""
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What sampling needs of a generator, whatever its family."""
+
+    z_dim: int
+    num_ws: int
+    native_size: tuple[int, int]  # height and width made when none is asked for
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raise UserError when this height and width cannot be made."""
+        ...
+
+    def mapping(self, z: Float[Tensor, "n z_dim"]) -> Float[Tensor, "n w_dim"]: ...
+
+    def synthesis(
+        self, ws: Float[Tensor, "n num_ws w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None
+    ) -> Float[Tensor, "n c h w"]: ...

@@ -1,0 +1,132 @@
+"""RunConfig, ExecConfig and check(): the one place where the shape of a run is declared.
+
+RunConfig is what changes results; it is hashed into the run's name, so the same recipe again resumes the same
+run. ExecConfig is how it is executed and may differ from one attempt to the next.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config import Config, by_kind, fingerprint, override
+from pipeline.data.manifest import Manifest
+from pipeline.families import KINDS
+from pipeline.phases import FamilyConfig
+from pipeline.spec import UserError
+
+
+class DataConfig(Config):
+    """Which images, and how they are presented."""
+
+    size_px: int = Field(ge=4)  # stored side of the prepared set
+    mirror: bool = True  # flip each presentation with probability 0.5
+    dataset_id: str = ""  # filled in from the manifest when the run is made
+
+
+class RunConfig(Config):
+    """What changes results."""
+
+    recipe: str
+    family: Annotated[FamilyConfig, *by_kind(KINDS)]
+    data: DataConfig
+    batch_size: int = Field(ge=1)  # images of one iteration over all ranks
+    total_kimg: float = Field(gt=0)  # thousands of real images that D sees
+    seed: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights and optimizer stay fp32
+
+    @model_validator(mode="after")
+    def _stored_size_covers_training(self) -> "RunConfig":
+        largest = max(max(size) for size in self.family.sizes())
+        if self.data.size_px < largest:
+            raise ValueError(
+                f"data.size_px={self.data.size_px} is smaller than the largest training size {largest}; "
+                f"prepare the set with --size {largest}"
+            )
+        return self
+
+    def tiny(self) -> "RunConfig":
+        """The same recipe, small enough for two CPU cores: narrow nets, few pixels, few images."""
+        family = self.family.tiny()
+        data = self.data.replace(size_px=max(max(size) for size in family.sizes()))
+        return self.replace(family=family, data=data, batch_size=4 * family.group, total_kimg=4)
+
+
+class ExecConfig(Config):
+    """How a run is executed. Nothing here changes results beyond float reduction order."""
+
+    nodes: int = Field(1, ge=1)
+    gpus: int = Field(1, ge=1)  # ranks on each node: one a GPU, or one a process where there is none
+    batch_gpu: int | None = Field(None, ge=1)  # images of one forward; None: batch_size / (nodes * gpus)
+    workers: int = Field(2, ge=0)  # loader processes a rank; 0: in the training process
+    status_kimg: float = Field(4, gt=0)  # a line of metrics
+    sample_kimg: float = Field(200, gt=0)  # a grid of fixed latents at every trained size
+    checkpoint_kimg: float = Field(100, gt=0)
+    keep: int = Field(2, ge=2)  # newest checkpoints to keep
+    track: bool = True  # mirror metrics to MLflow
+
+    def world(self) -> int:
+        return self.nodes * self.gpus
+
+    def microbatch(self, run: RunConfig) -> int:
+        """Images of one forward on one rank."""
+        return self.batch_gpu or run.batch_size // self.world()
+
+    def slices(self, run: RunConfig, rank: int) -> tuple[range, ...]:
+        """This rank's microbatches as ranges of positions in the global batch."""
+        local, micro = run.batch_size // self.world(), self.microbatch(run)
+        return tuple(range(i, i + micro) for i in range(rank * local, (rank + 1) * local, micro))
+
+
+def override_all(run: RunConfig, exec_: ExecConfig, assignments: Iterable[str]) -> tuple[RunConfig, ExecConfig]:
+    """Apply --set assignments: `exec.key=value` to the ExecConfig, all others to the RunConfig."""
+    texts = list(assignments)
+    exec_ = override(exec_, [t.removeprefix("exec.") for t in texts if t.startswith("exec.")])
+    return override(run, [t for t in texts if not t.startswith("exec.")]), exec_
+
+
+def check(run: RunConfig, exec_: ExecConfig) -> None:
+    """Refuse, in one line, a run whose shape cannot work. Cheap: called at submission and again at start."""
+    world, group = exec_.world(), run.family.group
+    if run.batch_size % world:
+        fits = ", ".join(str(n) for n in range(1, run.batch_size + 1) if _fits(run.batch_size, n, group))
+        raise UserError(
+            f"batch_size={run.batch_size} does not divide over nodes*gpus={exec_.nodes}*{exec_.gpus}={world} ranks; "
+            f"use one of {fits} ranks or change batch_size"
+        )
+    local, micro = run.batch_size // world, exec_.microbatch(run)
+    if local % micro:
+        raise UserError(
+            f"exec.batch_gpu={micro} does not divide the {local} images of a rank (batch_size={run.batch_size} "
+            f"over {world}); use a divisor of {local}"
+        )
+    if micro % group:
+        fits = ", ".join(str(m) for m in range(group, local + 1, group) if local % m == 0) or "none at this world size"
+        raise UserError(
+            f"batch_gpu={micro} is not a multiple of family.D.mbstd_group={group}, whose statistics are taken over "
+            f"groups inside one forward; allowed here: {fits}"
+        )
+
+
+def _fits(batch_size: int, world: int, group: int) -> bool:
+    return batch_size % world == 0 and (batch_size // world) % group == 0
+
+
+def check_data(run: RunConfig, manifest: Manifest, root: Path) -> None:
+    """Refuse a prepared set of another size, or another set than the one this run began with."""
+    if manifest.size_px != run.data.size_px:
+        raise UserError(
+            f"data={str(root)!r} holds {manifest.size_px} px images, the recipe wants data.size_px={run.data.size_px}; "
+            f"prepare it with --size {run.data.size_px}, or --set data.size_px={manifest.size_px}"
+        )
+    if run.data.dataset_id and manifest.dataset_id != run.data.dataset_id:
+        raise UserError(
+            f"data={str(root)!r} is data set {manifest.dataset_id}, this run was made with {run.data.dataset_id}; "
+            "point --data at that set, or start another run"
+        )
+
+
+def run_name(run: RunConfig) -> str:
+    """`<recipe>-<hash8>`: the folder of the run; equal configurations share it."""
+    return f"{run.recipe}-{fingerprint(run)}"

@@ -1,0 +1,64 @@
+"""Experiments as programs: every public function of a module here is a recipe `module.function`.
+
+A recipe returns a full RunConfig. Its docstring is a title line and then the lines Data:, Cost:, Published: and
+Measured:, which `graticule recipes` and the README's table show.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.config import nearest
+from pipeline.plan import RunConfig
+from pipeline.spec import UserError
+
+FACTS = ("Data", "Cost", "Published", "Measured")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named experiment and what its docstring says of it."""
+
+    name: str
+    make: Callable[[], RunConfig]
+    title: str
+    facts: dict[str, str]  # one entry for each of FACTS
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name, in the order of their files and lines."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        functions = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
+        for function in functions:
+            if not function.__name__.startswith("_"):
+                name = f"{info.name}.{function.__name__}"
+                found[name] = Recipe(name, function, *_read_docstring(name, inspect.getdoc(function) or ""))
+    return found
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name; UserError with the nearest name otherwise."""
+    known = recipes()
+    if name not in known:
+        raise UserError(f"recipe={name!r} is unknown; {nearest(name, known)} (`graticule recipes` lists all)")
+    return known[name]
+
+
+def _read_docstring(name: str, doc: str) -> tuple[str, dict[str, str]]:
+    title, _, rest = doc.partition("\n")
+    facts, current = {}, None
+    for line in rest.splitlines():
+        head, colon, tail = line.partition(":")
+        if colon and head in FACTS:
+            current = head
+            facts[head] = tail.strip()
+        elif current and line.strip():
+            facts[current] += " " + line.strip()
+    missing = [f for f in FACTS if f not in facts]
+    if missing:
+        raise ValueError(f"recipe {name}: docstring lacks {', '.join(missing)}")
+    return title.rstrip("."), facts

@@ -1,0 +1,215 @@
+"""The composition root: the table of contents of the project.
+
+`plan_run` makes a run's folder from a recipe's configuration and a prepared data set; `train_folder` trains what
+a folder describes, on one rank or many, from its newest valid checkpoint. Everything else is wired here and
+defined elsewhere.
+"""
+
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.chance import key
+from pipeline.config import Config, fingerprint, write_atomic
+from pipeline.data.manifest import load_manifest
+from pipeline.data.reader import batches
+from pipeline.plan import ExecConfig, RunConfig, check, check_data, run_name
+from pipeline.spec import UserError
+from pipeline.synthesis.sample import generate, grid, save_png
+from pipeline.tracking import console, jsonl
+from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.system import system_metrics
+from pipeline.training import checkpoint
+from pipeline.training.engine import Engine
+from pipeline.training.loop import Outcome, Outlets, Schedule, Training, train
+
+PACKAGES = ("torch", "accelerate", "numpy", "webdataset", "mlflow", "submitit", "safetensors", "simplejpeg", "pillow")
+GRID_SEEDS = range(16)  # fixed latents of the sample grids
+
+
+class Launch(Config):
+    """exec.json: how the newest attempt is executed, and where its data lie."""
+
+    exec: ExecConfig
+    data: str
+
+
+def plan_run(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path, overrides: list[str]) -> Path:
+    """Check everything that can be checked without training, then make (or find) the run's folder.
+
+    Raises UserError in one line; nothing is written in that case.
+    """
+    check(run, exec_)
+    manifest = load_manifest(data)
+    check_data(run, manifest, data)
+    run = run.replace(data=run.data.replace(dataset_id=manifest.dataset_id))
+    folder = runs.absolute() / run_name(run)
+    launch = Launch(exec=exec_, data=str(data.absolute()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "config.json"
+        if not config.exists():
+            write_atomic(config, run.to_json())
+            write_atomic(folder / "overrides", "".join(f"{o}\n" for o in overrides))
+        write_atomic(folder / "exec.json", launch.to_json())
+    except OSError as e:
+        raise UserError(f"runs={str(runs)!r} cannot be written ({e.strerror}); choose another folder with --runs") from e
+    read_run(folder)
+    return folder
+
+
+def read_run(folder: Path) -> RunConfig:
+    """A folder's RunConfig; UserError when it is no run or its configuration does not fit its name."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"run={str(folder)!r} has no config.json: not a run folder (`graticule status` lists runs)")
+    run = RunConfig.from_json(path.read_text(), where=str(path))
+    if not folder.name.endswith(fingerprint(run)):
+        raise UserError(f"{path} is configuration {fingerprint(run)}, not that of {folder.name}; start the run anew")
+    return run
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest valid checkpoint of a run; UserError when there is none."""
+    found, passed = checkpoint.newest_valid(folder / "checkpoints")
+    if found is None:
+        detail = f" ({'; '.join(passed)})" if passed else ""
+        raise UserError(f"run={str(folder)!r} has no valid checkpoint yet{detail}; train it first")
+    return found
+
+
+def train_folder(folder: Path, *, should_stop: Callable[[], bool]) -> Outcome:
+    """Train, or go on training, the run in this folder on this rank; all ranks of the job call it."""
+    run = read_run(folder)
+    launch = Launch.from_json((folder / "exec.json").read_text(), where=str(folder / "exec.json"))
+    check(run, launch.exec)
+    engine = Engine(run.precision, launch.exec.world())
+    try:
+        return _train(folder, run, launch, engine, should_stop)
+    finally:
+        engine.close()
+
+
+def _train(
+    folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_stop: Callable[[], bool]
+) -> Outcome:
+    exec_, data = launch.exec, Path(launch.data)
+    engine.on_main(lambda: check_data(run, load_manifest(data), data))
+    torch.manual_seed(key(run.seed, "init") >> 65)
+    family = run.family.build(run.seed)
+    training = Training(family, engine)
+    checkpoints = folder / "checkpoints"
+    found, passed = engine.on_main(lambda: checkpoint.newest_valid(checkpoints))
+    if found is not None:
+        training.restore(checkpoint.load(found, fingerprint(run)))
+
+    log = RunLog(folder, run, exec_, engine)
+    for problem in passed:
+        log.event("passed over", training.nimg, checkpoint=problem)
+    log.start(training.nimg)
+    stream = batches(
+        data,
+        seed=run.seed,
+        mirror=run.data.mirror,
+        nimg=training.nimg,
+        batch_size=run.batch_size,
+        slices=exec_.slices(run, engine.rank),
+        workers=exec_.workers,
+    )
+    schedule = Schedule(
+        seed=run.seed,
+        batch_size=run.batch_size,
+        total_kimg=run.total_kimg,
+        status_kimg=exec_.status_kimg,
+        sample_kimg=exec_.sample_kimg,
+        checkpoint_kimg=exec_.checkpoint_kimg,
+        keep=exec_.keep,
+        slices=exec_.slices(run, engine.rank),
+        checkpoints=checkpoints,
+        fingerprint=fingerprint(run),
+    )
+    outlets = Outlets(log.metrics, log.sample, log.event)
+    try:
+        return train(training, iter(stream), engine, schedule, should_stop=should_stop, outlets=outlets)
+    finally:
+        log.close()
+
+
+class RunLog:
+    """What rank 0 writes of a run: metrics.jsonl, events.jsonl, samples/, environment.json; and their mirror."""
+
+    def __init__(self, folder: Path, run: RunConfig, exec_: ExecConfig, engine: Engine):
+        self.folder, self.run, self.engine, self.exec = folder, run, engine, exec_
+        self.attempt, self._mirror = 0, None
+        self.sizes = run.family.sizes()
+
+    def start(self, nimg: int) -> None:
+        hosts = self.engine.gather(socket.gethostname())
+        self.engine.on_main(lambda: self._start(nimg, sorted(set(hosts))))
+
+    def _start(self, nimg: int, hosts: list[str]) -> None:
+        events = jsonl.read(self.folder / "events.jsonl")
+        self.attempt = 1 + sum(e["event"] in ("start", "resume") for e in events)
+        (self.folder / "samples").mkdir(exist_ok=True)
+        write_atomic(self.folder / "environment.json", _to_json(environment(self.engine, hosts)))
+        self.event("resume" if self.attempt > 1 else "start", nimg, world=self.engine.world, hosts=hosts)
+        print(f"{self.folder.name}: attempt {self.attempt} at kimg {nimg / 1000:g}, {self.engine.world} rank(s)", flush=True)
+        if self.exec.track:
+            self._mirror = Mirror(self.folder)
+            self._mirror.start()
+
+    def metrics(self, nimg: int, values: Mapping[str, float]) -> None:
+        device = self.engine.device
+        system = system_metrics(device.index if device.type == "cuda" else None)
+        record = {"nimg": nimg, "time": time.time(), "attempt": self.attempt, "metrics": {**values, **system}}
+        jsonl.append(self.folder / "metrics.jsonl", record)
+        print(console.tick(record, self.run.total_kimg), flush=True)
+
+    def event(self, name: str, nimg: int, **facts: object) -> None:
+        if self.engine.is_main:
+            record = {"time": time.time(), "nimg": nimg, "attempt": self.attempt, "event": name, **facts}
+            jsonl.append(self.folder / "events.jsonl", record)
+
+    def sample(self, nimg: int, G_ema: nn.Module) -> None:
+        for h, w in self.sizes:
+            path = self.folder / "samples" / f"{nimg:012d}-{h}x{w}.png"
+            save_png(path, grid(generate(G_ema, GRID_SEEDS, (h, w))))
+
+    def close(self) -> None:
+        if self._mirror is not None:
+            self._mirror.close()
+
+
+def environment(engine: Engine, hosts: list[str]) -> dict[str, object]:
+    """What this attempt runs on; what cannot be found out is left out."""
+    out: dict[str, object] = {"python": platform.python_version(), "hosts": hosts, "world": engine.world}
+    for name in PACKAGES:
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    out["device"] = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else platform.processor()
+    out["job_id"] = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    repository = Path(__file__).resolve().parent.parent
+    for name, command in {"git_sha": ["rev-parse", "HEAD"], "git_diff": ["diff", "HEAD"]}.items():
+        try:
+            done = subprocess.run(["git", "-C", str(repository), *command], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0:
+            out[name] = done.stdout.strip()[:200_000]
+    return out
+
+
+def _to_json(value: object) -> str:
+    import json
+
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

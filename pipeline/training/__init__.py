@@ -1,0 +1,1 @@
+"""Time, order, reduction and state. Knows no family by name."""
