@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while working, 2 the user's words are off (one line
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -80,11 +81,11 @@ def prep(
     with Progress(transient=True) as progress:
         bar = progress.add_task(f"prep {source}", total=None)
         manifest = prepare(
-            open_source(source, path, size),
+            open_source(source, path),
             out,
             transform,
             workers=workers,
-            on_error=on_error,
+            on_error=on_error,  # type: ignore[arg-type]
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest.rejected.items())) or "none"
@@ -196,12 +197,21 @@ def status(runs: Runs = RUNS) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from jobs.status import HEADER, cells
     from jobs.status import status as rows
 
-    table = Table(*HEADER)
-    for row in rows(runs):
-        table.add_row(*cells(row))
+    table = Table("run", "state", "kimg", "s/kimg", "img/s", "to go", "saved kimg", "attempts", "jobs")
+    for r in rows(runs):
+        table.add_row(
+            r.run,
+            r.state,
+            f"{r.kimg:g}" + (f" / {r.total_kimg:g}" if r.total_kimg else ""),
+            _number(r.sec_per_kimg),
+            _number(r.img_per_sec),
+            "" if r.eta_sec is None else str(timedelta(seconds=round(r.eta_sec))),
+            _number(r.checkpoint_kimg),
+            str(r.attempts),
+            ", ".join(r.job_ids),
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -302,6 +312,10 @@ def demo(
     from pipeline.demo import run_demo
 
     run_demo(method, out, set_ or [])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _keys(assignments: list[str] | None) -> set[str]:

@@ -86,11 +86,12 @@ def _names_at(model: type[BaseModel] | None, path: list[str]) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def override(config: T, assignments: Iterable[str]) -> T:
-    """Apply 'a.b=value' assignments; values are YAML scalars or flow lists ('[0.5, 0.5]').
+def override(config: T, assignments: Iterable[str], *, prefix: str = "") -> T:
+    """Apply 'a.b=value' assignments together; values are YAML scalars or flow lists ('[0.5, 0.5]').
 
-    Unknown keys, wrong types and values out of range raise UserError in one line.
+    Unknown keys, wrong types and values out of range raise UserError in one line, with `prefix` before the key.
     """
+    tree, keys = config.model_dump(), []
     for text in assignments:
         key, eq, raw = text.partition("=")
         if not eq or not key:
@@ -98,27 +99,31 @@ def override(config: T, assignments: Iterable[str]) -> T:
         try:
             value = yaml.safe_load(raw)
         except yaml.YAMLError as e:
-            raise UserError(f"--set {key}: cannot read {raw!r} as a value ({type(e).__name__})") from e
-        config = _assign(config, key.split("."), value, key)
-    return config
-
-
-def _assign(config: T, path: list[str], value: Any, whole: str) -> T:
-    name, rest = path[0], path[1:]
-    if name not in type(config).model_fields:
-        raise UserError(f"--set {whole}: {name!r} is not a known key; {nearest(name, type(config).model_fields)}")
-    if rest:
-        inner = getattr(config, name)
-        if not isinstance(inner, Config):
-            raise UserError(f"--set {whole}: {name!r} is a value, not a group; write --set {whole.split('.')[0]}=...")
-        value = _assign(inner, rest, value, whole)
-    elif isinstance(getattr(config, name), Config) and not isinstance(value, Mapping):
-        inner_names = ", ".join(type(getattr(config, name)).model_fields)
-        raise UserError(f"--set {whole}: {name!r} is a group; set one of its keys: {inner_names}")
+            raise UserError(f"--set {prefix}{key}: cannot read {raw!r} as a value ({type(e).__name__})") from e
+        branch = _branch(config, tree, key, prefix)
+        branch[key.rpartition(".")[2]] = value
+        keys.append(prefix + key)
     try:
-        return config.replace(**{name: value})
+        return type(config).model_validate(tree)
     except ValidationError as e:
-        raise UserError(f"--set {whole}: {complaint(e, type(config))}") from e
+        raise UserError(f"--set {' '.join(keys)}: {complaint(e, type(config))}") from e
+
+
+def _branch(config: Config, tree: dict[str, Any], key: str, prefix: str) -> dict[str, Any]:
+    """The part of the tree that holds the last name of `key`; UserError where there is no such leaf."""
+    at: Any = config
+    *groups, leaf = key.split(".")
+    for i, name in enumerate([*groups, leaf]):
+        if not isinstance(at, Config):
+            raise UserError(f"--set {prefix}{key}: {'.'.join(groups[:i])!r} is a value, not a group; set it as a whole")
+        if name not in type(at).model_fields:
+            raise UserError(f"--set {prefix}{key}: {name!r} is not a known key; {nearest(name, type(at).model_fields)}")
+        at = getattr(at, name)
+    if isinstance(at, Config):
+        raise UserError(f"--set {prefix}{key}: {leaf!r} is a group; set one of its keys: {', '.join(type(at).model_fields)}")
+    for name in groups:
+        tree = tree[name]
+    return tree
 
 
 def fingerprint(config: Config) -> str:

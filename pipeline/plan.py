@@ -82,7 +82,7 @@ class ExecConfig(Config):
 def override_all(run: RunConfig, exec_: ExecConfig, assignments: Iterable[str]) -> tuple[RunConfig, ExecConfig]:
     """Apply --set assignments: `exec.key=value` to the ExecConfig, all others to the RunConfig."""
     texts = list(assignments)
-    exec_ = override(exec_, [t.removeprefix("exec.") for t in texts if t.startswith("exec.")])
+    exec_ = override(exec_, [t.removeprefix("exec.") for t in texts if t.startswith("exec.")], prefix="exec.")
     return override(run, [t for t in texts if not t.startswith("exec.")]), exec_
 
 

@@ -5,6 +5,7 @@ a folder describes, on one rank or many, from its newest valid checkpoint. Every
 defined elsewhere.
 """
 
+import json
 import os
 import platform
 import socket
@@ -137,10 +138,13 @@ def _train(
         fingerprint=fingerprint(run),
     )
     outlets = Outlets(log.metrics, log.sample, log.event)
+    outcome: Outcome = "stopped"
     try:
-        return train(training, iter(stream), engine, schedule, should_stop=should_stop, outlets=outlets)
+        outcome = train(training, stream, engine, schedule, should_stop=should_stop, outlets=outlets)
+        return outcome
     finally:
-        log.close()
+        stream.close()  # ends the loader's workers
+        log.close(final=outcome == "done")
 
 
 class RunLog:
@@ -159,8 +163,9 @@ class RunLog:
         events = jsonl.read(self.folder / "events.jsonl")
         self.attempt = 1 + sum(e["event"] in ("start", "resume") for e in events)
         (self.folder / "samples").mkdir(exist_ok=True)
-        write_atomic(self.folder / "environment.json", _to_json(environment(self.engine, hosts)))
-        self.event("resume" if self.attempt > 1 else "start", nimg, world=self.engine.world, hosts=hosts)
+        write_atomic(self.folder / "environment.json", json.dumps(environment(self.engine, hosts), indent=2) + "\n")
+        facts = {"world": self.engine.world, "host": ", ".join(hosts), "job_id": job_id()}
+        self.event("resume" if self.attempt > 1 else "start", nimg, **facts)
         print(f"{self.folder.name}: attempt {self.attempt} at kimg {nimg / 1000:g}, {self.engine.world} rank(s)", flush=True)
         if self.exec.track:
             self._mirror = Mirror(self.folder)
@@ -183,9 +188,14 @@ class RunLog:
             path = self.folder / "samples" / f"{nimg:012d}-{h}x{w}.png"
             save_png(path, grid(generate(G_ema, GRID_SEEDS, (h, w))))
 
-    def close(self) -> None:
+    def close(self, *, final: bool) -> None:
         if self._mirror is not None:
-            self._mirror.close()
+            self._mirror.close(final=final)
+
+
+def job_id() -> str:
+    """Of the scheduler, or of submitit's local controller; empty where nobody queued this process."""
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
 
 
 def environment(engine: Engine, hosts: list[str]) -> dict[str, object]:
@@ -197,7 +207,7 @@ def environment(engine: Engine, hosts: list[str]) -> dict[str, object]:
         except PackageNotFoundError:
             continue
     out["device"] = torch.cuda.get_device_name(engine.device) if engine.device.type == "cuda" else platform.processor()
-    out["job_id"] = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    out["job_id"] = job_id()
     repository = Path(__file__).resolve().parent.parent
     for name, command in {"git_sha": ["rev-parse", "HEAD"], "git_diff": ["diff", "HEAD"]}.items():
         try:
@@ -207,9 +217,3 @@ def environment(engine: Engine, hosts: list[str]) -> dict[str, object]:
         if done.returncode == 0:
             out[name] = done.stdout.strip()[:200_000]
     return out
-
-
-def _to_json(value: object) -> str:
-    import json
-
-    return json.dumps(value, indent=2, sort_keys=True) + "\n"

@@ -1,9 +1,10 @@
-"""Every test: CPU, one torch thread, fixed seed, warnings are errors, jaxtyping shapes checked."""
+"""Every test: CPU (but for make test-gpu), one torch thread, fixed seed, warnings are errors, jaxtyping shapes checked."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if "GRATICULE_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
@@ -13,3 +14,27 @@ import torch
 def _fixed_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """size_px -> a prepared set of the bundled photographs, made once a session."""
+    from tests.runs import prepare_photos
+
+    made = {}
+
+    def get(size_px: int):
+        if size_px not in made:
+            made[size_px] = prepare_photos(tmp_path_factory.mktemp("photos") / str(size_px), size_px)
+        return made[size_px]
+
+    return get
+
+
+@pytest.fixture
+def runner(photos, tmp_path):
+    """recipe -> a Runner in a folder of its own."""
+    from tests.runs import SIZE_PX, Runner
+
+    count = iter(range(100))
+    return lambda recipe: Runner(photos(SIZE_PX[recipe]), tmp_path / f"runs{next(count)}", recipe)

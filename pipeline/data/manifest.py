@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.spec import UserError
+from pipeline.errors import UserError
 
 MANIFEST, INDEX = "manifest.json", "index.bin"
 RECORD = np.dtype([("offset", "<u8"), ("length", "<u4"), ("label", "<i4")])
@@ -42,7 +42,7 @@ class Manifest(Config):
     count_in: int  # entries the source offered
     count: int  # images in the shards
     rejected: dict[str, int] = {}  # reason -> entries; count_in == count + sum(rejected)
-    plan_sha256: str = ""  # over all that was asked for (entries, transform, shard size): the same again is no work
+    plan_sha256: str = ""  # over entries, transform and shard size: asked for again, no work
     shards: tuple[Shard, ...]
     index_sha256: str
     versions: dict[str, str] = {}  # libraries that made the pixels and bytes

@@ -1,0 +1,41 @@
+# Two commands matter: make demo, make test. Both set up a virtual environment first (VENV, default .venv).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LAB_DIR ?= /tmp/graticule-lab
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge iproute2
+
+.PHONY: setup demo test lint test-slurm test-gpu clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/graticule demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not slurm and not gpu"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# A real Slurm on this machine; as root it also installs the distribution's packages where they are missing.
+test-slurm: setup
+	command -v slurmctld >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); }
+	SLURM_LAB_DIR=$(LAB_DIR) SLURM_LAB_NODES=2 slurm/lab.sh up
+	SLURM_LAB_DIR=$(LAB_DIR) slurm/lab.sh exec $(abspath $(BIN))/python -m pytest -m slurm tests/slurm; \
+	  status=$$?; SLURM_LAB_DIR=$(LAB_DIR) slurm/lab.sh wipe; exit $$status
+
+test-gpu: setup
+	GRATICULE_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

@@ -1,0 +1,148 @@
+"""What runs are doing, from their folders and the queue: state, progress, speed, logs; and how to cancel one.
+
+A torn last line or a missing file is no error. Deliberately does not know what the metrics mean beyond
+progress and speed, nor how anything is printed.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs import ledger
+from pipeline.errors import UserError
+
+State = Literal["queued", "running", "done", "stopped", "failed"]
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
+LIFE = ("start", "resume", "checkpoint", "preempt", "done")  # events that tell a state
+CANCELLED = "cancelled"  # a mark in the folder of a submission
+FRESH_SEC = 600  # a run that no job of ours carries counts as running while it writes
+TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run; None where nothing is known yet."""
+
+    run: str
+    state: State
+    kimg: float
+    total_kimg: float | None
+    sec_per_kimg: float | None
+    img_per_sec: float | None
+    eta_sec: float | None
+    checkpoint_kimg: float | None  # of the newest checkpoint
+    attempts: int
+    job_ids: tuple[str, ...]  # oldest first
+
+
+def status(runs: Path) -> list[Row]:
+    """One row for each run folder below `runs`, by name."""
+    folders = sorted(path.parent for path in runs.glob("*/config.json"))
+    entries = [entry for folder in folders for entry in ledger.submissions(folder)]
+    slurm = ledger.slurm_states() if any(entry.executor == "slurm" for entry in entries) else {}
+    return [run_status(folder, slurm) for folder in folders]
+
+
+def run_status(run: Path, slurm: dict[str, str] | None = None) -> Row:
+    """One run. `slurm`: ledger.slurm_states() if known."""
+    events, metrics = _tail(run / "events.jsonl"), _tail(run / "metrics.jsonl")
+    total = _total_kimg(run)
+    saved = [int(p.name) for p in (run / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+    nimg = max([line.get("nimg", 0) for line in (*events, *metrics)], default=0)
+    speeds = [line["metrics"].get("Timing/sec_per_kimg") for line in metrics if "metrics" in line]
+    speed = next((float(s) for s in reversed(speeds) if s), None)
+    state = _state(run, events, slurm)
+    left = speed and total and max(0.0, total - nimg / 1000) * speed
+    return Row(
+        run=run.name,
+        state=state,
+        kimg=nimg / 1000,
+        total_kimg=total,
+        sec_per_kimg=speed,
+        img_per_sec=1000 / speed if speed else None,
+        eta_sec=left if state in ("queued", "running") else None,
+        checkpoint_kimg=max(saved) / 1000 if saved else None,
+        attempts=max([line.get("attempt", 0) for line in (*events, *metrics)], default=0),
+        job_ids=tuple(entry.job_id for entry in ledger.submissions(run)),
+    )
+
+
+def logs(run: Path) -> list[Path]:
+    """Output files of the newest job, by rank, .out before .err."""
+    entries = ledger.submissions(run)
+    if not entries:
+        return []
+    prefix = f"{entries[-1].job_id}_"
+    files = entries[-1].folder(run).glob(f"{prefix}*_log.*")
+    return sorted(files, key=lambda p: (int(p.name.removeprefix(prefix).split("_")[0]), p.suffix == ".err"))
+
+
+def cancel(run: Path) -> str:
+    """End the live job of a run and return its id; the job saves first if the grace time suffices."""
+    found = ledger.alive(run)
+    if found is None:
+        raise UserError(f"run={str(run)!r} has no live job; `graticule status` lists runs and their jobs")
+    entry, _ = found
+    (entry.folder(run) / CANCELLED).touch()
+    if entry.executor == "local":
+        os.kill(int(entry.job_id), signal.SIGTERM)
+        return entry.job_id
+    done = subprocess.run(["scancel", entry.job_id], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        raise UserError(f"run={str(run)!r}: scancel {entry.job_id} failed: {done.stderr.strip()}")
+    return entry.job_id
+
+
+def _state(run: Path, events: list[dict[str, Any]], slurm: dict[str, str] | None) -> State:
+    found = ledger.alive(run, slurm)
+    if found is not None:
+        return "queued" if found[1] in WAITING else "running"
+    last = next((line["event"] for line in reversed(events) if line.get("event") in LIFE), None)
+    if last == "done":
+        return "done"
+    if last == "preempt":
+        return "stopped"
+    if entries := ledger.submissions(run):
+        cancelled = (entries[-1].folder(run) / CANCELLED).exists()
+        return "stopped" if cancelled or not (events or logs(run)) else "failed"
+    if last is None:
+        return "stopped"
+    return "running" if time.time() - _written(run) < FRESH_SEC else "failed"
+
+
+def _written(run: Path) -> float:
+    """When the run last wrote anything."""
+    files = (run / "events.jsonl", run / "metrics.jsonl")
+    return max(path.stat().st_mtime for path in files if path.exists())
+
+
+def _total_kimg(run: Path) -> float | None:
+    try:
+        return float(json.loads((run / "config.json").read_text())["total_kimg"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _tail(path: Path) -> list[dict[str, Any]]:
+    """The last lines of a JSONL file that are whole."""
+    try:
+        with open(path, "rb") as f:
+            start = max(0, f.seek(0, os.SEEK_END) - TAIL_BYTES)
+            f.seek(start)
+            lines = f.read().split(b"\n")[1 if start else 0 :]
+    except OSError:
+        return []
+    out = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            out.append(record)
+    return out

@@ -1,0 +1,94 @@
+"""The record of a run: metrics.jsonl and events.jsonl, append-only, one JSON object a line.
+
+This is the truth that MLflow mirrors. A kill can tear the last line and cost that record, nothing else.
+    metrics: {"nimg": 4000, "time": unix seconds, "attempt": 1, "metrics": {name: number}, "kind": "train"}
+    events:  {"nimg": 4000, "time": unix seconds, "attempt": 1, "event": "start|resume|checkpoint|...", ...}
+`kind` may be left out; it tells apart records of equal nimg. NaN and infinities are the strings "nan", "inf"
+and "-inf", so every line is valid JSON. Deliberately knows nothing of MLflow, nor which metrics there are.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
+_FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line in a single write and fsync it; a last line torn by a kill is closed off first."""
+    line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        if os.write(fd, line) != len(line):
+            raise OSError(f"{path}: no room for a line of {len(line)} bytes; free some disk space")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every record in file order; no file is no records, torn lines are skipped."""
+    return [record for record, _ in tail(path, 0)]
+
+
+def tail(path: Path, offset: int) -> list[tuple[dict[str, Any], int]]:
+    """Records from byte `offset` on, each with the offset behind it, without a line still being written."""
+    if not path.exists():
+        return []
+    rows = []
+    with path.open("rb") as f:
+        f.seek(offset)
+        for line in f:
+            offset += len(line)
+            if line.endswith(b"\n") and (record := _parse(line, path, offset)) is not None:
+                rows.append((record, offset))
+    return rows
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """Metric records by nimg. What a resumed run wrote again counts once, as it was written last."""
+    latest = {key_of(record): record for record in read(path)}
+    return sorted(latest.values(), key=lambda record: record["nimg"])
+
+
+def key_of(record: Mapping[str, Any]) -> tuple[int, str]:
+    """What makes two metric records the same one."""
+    return record["nimg"], record.get("kind", "train")
+
+
+def _parse(line: bytes, path: Path, end: int) -> dict[str, Any] | None:
+    """The record; None for a line that a kill cut short (braces never close) or a power cut left as zeros."""
+    text = line.decode(errors="replace").strip("\0\r\n ")
+    try:
+        return json.loads(text, object_hook=lambda d: {k: _restored(v) for k, v in d.items()})
+    except json.JSONDecodeError as e:
+        if text.count("{") > text.count("}") or not text:
+            return None
+        raise ValueError(f"{path}: the line ending at byte {end} is damaged ({e}); remove it by hand") from e
+
+
+def _plain(value: Any) -> Any:
+    """JSON types only: NaN and infinities as strings, numpy and torch scalars as numbers, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Path):
+        return str(value)
+    return _plain(value.item()) if hasattr(value, "item") else value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restored(v) for v in value]
+    return _FLOATS.get(value, value) if isinstance(value, str) else value

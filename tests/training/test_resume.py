@@ -1,0 +1,107 @@
+"""A run killed at a random moment and started again is the undisturbed run, bit for bit (CPU, fp32).
+
+Real processes, real SIGKILL, real photographs. Each comparison covers G, D, G_ema and both optimizers.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from pipeline.tracking import jsonl
+from tests.runs import CIPS, MSPIE, assert_bitwise_equal, final_state
+
+
+def kill_at_random(runner, *, ranks: int = 1) -> None:
+    """SIGKILL every process within a second after the first checkpoint."""
+    process = runner.start(ranks=ranks)
+    for _ in range(2400):
+        if list(runner.runs.glob("*/checkpoints/[0-9]*")):
+            break
+        assert process.poll() is None, f"training ended early with {process.returncode}"
+        time.sleep(0.05)
+    time.sleep(random.Random().uniform(0, 1.0))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def curve(folder) -> dict[int, dict[str, float]]:
+    lines = jsonl.metrics(folder / "metrics.jsonl")
+    return {
+        m["nimg"]: {k: v for k, v in m["metrics"].items() if k.startswith(("Loss", "Feedback"))} for m in lines
+    }
+
+
+@pytest.mark.parametrize("recipe", [MSPIE, CIPS])
+def test_resume_after_sigkill_is_bitwise_equal_and_so_is_the_curve(runner, recipe):
+    undisturbed, killed = runner(recipe).train(), runner(recipe)
+    kill_at_random(killed)
+    nimg_at_kill = max(int(p.name) for p in killed.folder().glob("checkpoints/[0-9]*"))
+    folder = killed.train()
+    assert_bitwise_equal(final_state(undisturbed), final_state(folder))
+    starts = [e for e in jsonl.read(folder / "events.jsonl") if e["event"] in ("start", "resume")]
+    assert [e["nimg"] for e in starts] == [0, nimg_at_kill]
+    assert len(curve(undisturbed)) >= 4
+    assert curve(undisturbed) == curve(folder)
+
+
+def test_two_ranks_killed_and_resumed_are_bitwise_equal_to_two_undisturbed(runner):
+    undisturbed, killed = runner(MSPIE).train(ranks=2), runner(MSPIE)
+    kill_at_random(killed, ranks=2)
+    assert_bitwise_equal(final_state(undisturbed), final_state(killed.train(ranks=2)))
+
+
+@pytest.mark.parametrize(("recipe", "batch"), [(MSPIE, 12), (CIPS, 16)])
+def test_two_ranks_equal_one_rank_after_twenty_iterations(runner, recipe, batch):
+    """One forward for all, and microbatches as two ranks have them, against two real ranks over gloo."""
+    total = f"total_kimg={20 * batch / 1000}"
+    two = final_state(runner(recipe).train(total, ranks=2))
+    whole = final_state(runner(recipe).train_here(total))
+    halves = final_state(runner(recipe).train_here(total, f"exec.batch_gpu={batch // 2}"))
+    for name in [n for n in two if n.startswith(("G.", "D.", "G_ema."))]:
+        torch.testing.assert_close(halves[name], two[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        rms = (whole[name] - two[name]).square().mean().sqrt()
+        assert rms < 1e-5, f"{name}: RMS difference {rms:.2e}"
+
+
+def test_usr2_saves_at_the_next_boundary_and_the_same_command_resumes(runner):
+    undisturbed, stopped = runner(MSPIE).train_here(), runner(MSPIE)
+    process = stopped.start("exec.checkpoint_kimg=100")  # only the signal saves
+    while not list(stopped.runs.glob("*/metrics.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=60) == 0
+    events = [e["event"] for e in jsonl.read(stopped.folder() / "events.jsonl")]
+    assert events[-2:] == ["checkpoint", "preempt"]
+    folder = stopped.train_here("exec.checkpoint_kimg=100")
+    assert_bitwise_equal(final_state(undisturbed), final_state(folder))
+
+
+def test_a_run_may_move_from_two_ranks_to_one_half_way(runner):
+    """Elastic: the same curve within reduction order, whatever the world sizes of its attempts."""
+    moved = runner(MSPIE)
+    kill_at_random(moved, ranks=2)
+    folder, still = moved.train_here(), runner(MSPIE).train_here()
+    a, b = final_state(folder), final_state(still)
+    for name in [n for n in a if n.startswith(("G.", "D.", "G_ema."))]:
+        assert (a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-3) < 1e-3, name
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said_so(runner):
+    run = runner(CIPS)
+    folder = run.train_here("total_kimg=0.2")
+    undamaged = final_state(folder)
+    weights = max(folder.glob("checkpoints/[0-9]*")) / "G.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    run.train_here("total_kimg=0.2")
+    assert_bitwise_equal(undamaged, final_state(folder))
+    passed = [e for e in jsonl.read(folder / "events.jsonl") if e["event"] == "passed over"]
+    assert len(passed) == 1
+    assert "G.safetensors does not match" in json.dumps(passed)
