@@ -347,3 +347,7 @@ def _weights(model: str, runs: Path) -> tuple[Path, Path]:
 
     read_run(Path(model))
     return Path(model) / "config.json", newest_checkpoint(Path(model)) / "G_ema.safetensors"
+
+
+if __name__ == "__main__":
+    main()

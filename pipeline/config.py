@@ -74,9 +74,12 @@ def complaint(error: ValidationError, model: type[BaseModel] | None = None) -> s
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"{field} is not a known key; {nearest(path[-1], _names_at(model, path[:-1]))}"
-    if first["type"] == "value_error":
-        return ": ".join(filter(None, [field, first["msg"].removeprefix("Value error, ")]))
-    return f"{field}={first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    seen = first["input"]
+    shown = "" if isinstance(seen, Mapping | BaseModel) else f"={seen!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] != "value_error":
+        message = message[:1].lower() + message[1:]
+    return ": ".join(filter(None, [field + shown if field else "", message]))
 
 
 def _names_at(model: type[BaseModel] | None, path: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+import warnings
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from pipeline.tracking.mirror import cursor_of, sync
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
 SHA_TAG = "graticule.sha256"
@@ -114,28 +116,26 @@ def _publish(client: "MlflowClient", folder: Path, name: str, weights: Path, sha
     return str(made.version)
 
 
-def _save(path: Path, config: Path, weights: Path, logged, run_id: str) -> None:
+def _save(path: Path, config: Path, weights: Path, logged: "LoggedModel", run_id: str) -> None:
     """A model folder: MLmodel, code/pipeline, served.py, artifacts/{G_ema.safetensors,config.json}."""
-    import mlflow.pyfunc
-    from mlflow.models import Model
-
     package = path.parent / PACKAGE.name
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-    mlflow.pyfunc.save_model(
-        path,
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location,
-            run_id=run_id,
-            model_uuid=logged.model_id,
-            model_id=logged.model_id,
-        ),
-        python_model=str(PACKAGE / "tracking" / "served.py"),
-        code_paths=[str(package)],
-        artifacts={"weights": str(weights), "config": str(config)},
-        signature=_signature(),
-        input_example=(np.arange(2, dtype=np.int64), {"size": "", "truncation_psi": 1.0}),
-        pip_requirements=[f"{r}=={installed(r).split('+')[0]}" for r in REQUIREMENTS],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, about type hints of its own
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        id_, location = logged.model_id, logged.artifact_location
+        mlflow.pyfunc.save_model(
+            path,
+            mlflow_model=Model(artifact_path=location, run_id=run_id, model_uuid=id_, model_id=id_),
+            python_model=str(PACKAGE / "tracking" / "served.py"),
+            code_paths=[str(package)],
+            artifacts={"weights": str(weights), "config": str(config)},
+            signature=_signature(),
+            input_example=(np.arange(2, dtype=np.int64), {"size": "", "truncation_psi": 1.0}),
+            pip_requirements=[f"{r}=={installed(r).split('+')[0]}" for r in REQUIREMENTS],
+        )
     for cache in list(path.rglob("__pycache__")):  # left by MLflow, which imports what it has saved
         shutil.rmtree(cache)
 

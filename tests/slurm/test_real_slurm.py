@@ -55,9 +55,12 @@ def submit(runs: Path, data: Path) -> Path:
 def wait(run: Path, condition: Callable[[], bool], what: str, sec: float = 90) -> None:
     deadline = time.monotonic() + sec
     while not condition():
-        if time.monotonic() > deadline:
+        ended = ledger.alive(run) is None and not condition()
+        if ended or time.monotonic() > deadline:
             text = "\n".join(f"== {p}\n{p.read_text()[-1500:]}" for p in logs(run))
-            raise AssertionError(f"not within {sec} s: {what}; {run_status(run)}\n{text}")
+            raise AssertionError(
+                f"{'job ended before' if ended else f'not within {sec} s'}: {what}; {run_status(run)}\n{text}"
+            )
         time.sleep(0.2)
 
 
@@ -141,7 +144,8 @@ def test_preempted_run_is_saved_requeued_and_ends_in_the_same_weights(way, tmp_p
         ]
         subprocess.run(high, check=True)
     else:
-        subprocess.run(["scancel", "--full", f"--signal={way}", job_id], check=True)
+        reach = ["--full"] if way == "USR2" else []  # the batch shell too; TERM would make srun end the step
+        subprocess.run(["scancel", *reach, f"--signal={way}", job_id], check=True)
     wait(run, lambda: "preempt" in events(run), "all ranks save")
     wait_under_way(run, attempt=2)
     with pytest.raises(UserError, match=f"has job {job_id} already"):

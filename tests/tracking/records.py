@@ -38,7 +38,7 @@ def write(folder: Path, nimgs, *, attempt: int = 1, **more: float) -> None:
         jsonl.append(folder / jsonl.METRICS, record)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"

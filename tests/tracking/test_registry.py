@@ -88,7 +88,7 @@ def test_equal_weights_are_one_version_and_the_alias_moves(folder):
     assert register(folder, name="m", alias="best", checkpoint=first) == "1"
     client = connect(tracking_uri(folder.parent))
     assert len(client.search_model_versions("name='m'")) == 2
-    assert client.get_model_version_by_alias("m", "best").version == "1"
+    assert str(client.get_model_version_by_alias("m", "best").version) == "1"
     tags = client.get_model_version("m", "2").tags
     assert (tags["graticule.run"], tags["graticule.nimg"]) == (folder.name, "8000")
 
