@@ -1,0 +1,162 @@
+"""The command line as users meet it: its verbs, and one clear line with exit code 2 for each wrong word."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import cli
+from tests.runs import CIPS, GRATICULE, MSPIE
+
+VERBS = {
+    *("prep", "verify", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
+    *("sample", "register", "sync", "doctor", "demo"),
+}
+
+
+@pytest.fixture
+def graticule(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["graticule", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_the_verbs_are_frozen():
+    assert {c.callback.__name__ for c in cli.app.registered_commands} == VERBS
+
+
+def test_help_does_not_import_the_heavy_libraries():
+    code = (
+        "import sys; sys.argv = ['graticule', '--help']\nfrom pipeline import cli\ntry: cli.main()\n"
+        "except SystemExit: pass\nprint(sorted({'torch', 'mlflow', 'submitit', 'accelerate'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_show_prints_the_published_counts_and_costs(graticule):
+    code, out, _ = graticule("show", MSPIE)
+    assert code == 0
+    assert "# G: 30,026,146 parameters; multiply-adds an image: 45.13 G at 256x256" in out
+    assert "# D: 25,718,401 parameters" in out
+    assert "45,911,076" in graticule("show", CIPS)[1]
+
+
+def test_recipes_lists_every_recipe(graticule):
+    code, out, _ = graticule("recipes")
+    assert code == 0
+    assert "mspie.table5_f" in out
+    assert "cips.table3_main" in out
+
+
+def test_status_of_no_runs_is_an_empty_table(graticule, tmp_path):
+    assert graticule("status", "--runs", tmp_path)[0] == 0
+
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "mspie.table5_ff"], "did you mean 'mspie.table5_f'?"),
+        (["show", MSPIE, "--set", "family.r1_gama=1"], "did you mean 'r1_gamma'?"),
+        (["show", MSPIE, "--set", "batch_size=many"], "batch_size='many': input should be a valid integer"),
+        (["show", MSPIE, "--set", "batch_size"], "expected key=value"),
+        (["show", MSPIE, "--set", "batch_size=25"], "mbstd_group=3"),
+        (["show", MSPIE, "--set", "exec.gpus=7"], "use one of 1, 2, 4, 8 ranks"),
+        (["show", MSPIE, "--set", "exec.batch_gpu=5"], "does not divide the 24 images"),
+        (["show", MSPIE, "--set", "exec.keep=1"], "exec.keep"),
+        (["show", MSPIE, "--nonsense"], "No such option"),
+        (["show"], "Missing argument"),
+        (["prep", "fotos", "--out", "{tmp}/x"], "did you mean 'photos'?"),
+        (["prep", "photos", "--out", "{tmp}/x", "--crop", "middle"], "crop='middle'"),
+        (["prep", "folder", "{tmp}/absent", "--out", "{tmp}/x"], "absent"),
+        (["prep", "folder", "{tmp}/empty", "--out", "{tmp}/x"], "empty"),
+        (["prep", "folder", "{tmp}/corrupt", "--out", "{tmp}/x", "--size", "8"], "broken.png"),
+        (["verify", "{tmp}/absent"], "no such folder"),
+        (["train", CIPS, "--data", "{tmp}/absent"], "no such folder"),
+        (["train", CIPS, "--data", "{tmp}/empty"], "is empty"),
+        (["train", CIPS, "--data", "{data}"], "holds 32 px images, the recipe wants data.size_px=256"),
+        (["train", CIPS, "--tiny", "--data", "{tmp}/stale"], "does not match"),
+        (["train", CIPS, "--tiny", "--data", "{data}", "--runs", "{tmp}/file/runs"], "cannot be written"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--cluster", "labb"], "did you mean 'lab'?"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--cluster", "lab"], "sbatch is not on PATH"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--nodes", "2"], "this one machine"),
+        (["sample", "{tmp}/empty"], "not a run folder"),
+        (["sample", "{tmp}/empty", "--seeds", "a"], "seeds='a'"),
+        (["sample", "{tmp}/empty", "--size", "1x2x3"], "size='1x2x3'"),
+        (["register", "{tmp}/empty"], "not a run folder"),
+        (["sync", "{tmp}/empty"], "not a run folder"),
+        (["logs", "{tmp}/empty"], "empty"),
+        (["cancel", "{tmp}/empty"], "empty"),
+    ],
+)
+def test_a_wrong_word_gets_one_line_and_exit_code_2(graticule, photos, tmp_path, monkeypatch, words, said):
+    data = photos(32)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    shutil.copytree(data, tmp_path / "stale")
+    (tmp_path / "stale" / "index.bin").write_bytes(b"\0" * (tmp_path / "stale" / "index.bin").stat().st_size)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = graticule(*(w.format(tmp=tmp_path, data=data) for w in words))
+    assert code == 2, err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1, err
+    left = [p for p in sorted(tmp_path.rglob("*")) if p not in before and p.name not in ("mlflow.db", "runs")]
+    if words[0] not in ("submit", "sample"):  # a planned run folder, an opened registry
+        assert left == []
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(runner, graticule):
+    mine, other = runner(CIPS), runner(CIPS)
+    folder = mine.train_here("total_kimg=0.032")
+    stranger = other.train_here("total_kimg=0.032", "seed=5")
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(stranger / "checkpoints", folder / "checkpoints")
+    code, _, err = graticule(*mine.command("total_kimg=0.032")[1:])
+    assert code == 2
+    assert "belongs to configuration" in err
+
+
+def test_training_goes_on_without_a_tracking_server(runner):
+    """Nothing listens on that port: every image is trained on, every metric is on disk."""
+    run = runner(CIPS)
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    command = run.command("total_kimg=0.064", "exec.track=true")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (max(run.folder().glob("checkpoints/*"))).name == f"{64:012d}"
+    assert '"nimg": 64' in (run.folder() / "metrics.jsonl").read_text()
+    assert "tracking down" in (run.folder() / "events.jsonl").read_text()
+
+
+def test_another_world_than_asked_for_is_an_error(runner):
+    run = runner(CIPS)
+    done = subprocess.run(
+        [GRATICULE, *run.command("exec.gpus=2")[1:]], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert "asks for 2 ranks, 1 came up" in done.stderr
+
+
+def test_the_same_recipe_runs_under_accelerate_launch(runner):
+    run = runner(CIPS)
+    accelerate = str(GRATICULE).replace("graticule", "accelerate")
+    command = [accelerate, "launch", "--num_processes", "1", "--cpu", "-m", "pipeline.cli", *run.command()[1:]]
+    done = subprocess.run([*command, "--set", "total_kimg=0.032"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
