@@ -88,13 +88,13 @@ def cancel(run: Path) -> str:
     if found is None:
         raise UserError(f"run={str(run)!r} has no live job; `graticule status` lists runs and their jobs")
     entry, _ = found
-    (entry.folder(run) / CANCELLED).touch()
     if entry.executor == "local":
         os.kill(int(entry.job_id), signal.SIGTERM)
-        return entry.job_id
-    done = subprocess.run(["scancel", entry.job_id], capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        raise UserError(f"run={str(run)!r}: scancel {entry.job_id} failed: {done.stderr.strip()}")
+    else:
+        done = subprocess.run(["scancel", entry.job_id], capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise UserError(f"run={str(run)!r}: scancel {entry.job_id} failed: {done.stderr.strip()}")
+    (entry.folder(run) / CANCELLED).touch()
     return entry.job_id
 
 

@@ -103,7 +103,7 @@ def _slurm_step(launcher: str) -> World:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     class Step(SlurmJobEnvironment):
-        _env = {  # noqa: RUF012
+        _env = {
             **SlurmJobEnvironment._env,
             "num_tasks": "SLURM_STEP_NUM_TASKS",
             "num_nodes": "SLURM_STEP_NUM_NODES",

@@ -71,9 +71,7 @@ def prep(
     from pipeline.config import complaint
 
     try:
-        transform = Transform.model_validate(
-            {"size_px": size, "crop": crop, "filter": filter, "encoding": encoding}
-        )
+        transform = Transform.model_validate({"size_px": size, "crop": crop, "filter": filter, "encoding": encoding})
     except ValidationError as e:
         raise UserError(f"prep: {complaint(e, Transform)}") from e
     if on_error not in ("stop", "skip"):
@@ -89,7 +87,9 @@ def prep(
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest.rejected.items())) or "none"
-    print(f"{out}: {manifest.count} images of {size} px in {len(manifest.shards)} shards, data set {manifest.dataset_id}")
+    print(
+        f"{out}: {manifest.count} images of {size} px in {len(manifest.shards)} shards, data set {manifest.dataset_id}"
+    )
     print(f"in {manifest.count_in}, rejected: {rejected}; check with: graticule verify {out}")
 
 
@@ -139,9 +139,7 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
 
 
 @app.command()
-def train(
-    recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: Runs = RUNS
-) -> None:
+def train(recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: Runs = RUNS) -> None:
     """Train here: one process, or one rank under torchrun, accelerate launch or srun."""
     from jobs.preempt import install, requeue
     from jobs.world import join

@@ -64,7 +64,7 @@ def by_kind(kinds: Mapping[str, type[Config]]) -> Any:
         except ValidationError as e:
             raise ValueError(complaint(e, kinds[kind])) from e
 
-    return BeforeValidator(pick), SerializeAsAny()
+    return BeforeValidator(pick), SerializeAsAny()  # pyright: ignore[reportCallIssue]
 
 
 def complaint(error: ValidationError, model: type[BaseModel] | None = None) -> str:
@@ -123,7 +123,9 @@ def _branch(config: Config, tree: dict[str, Any], key: str, prefix: str) -> dict
             raise UserError(f"--set {prefix}{key}: {name!r} is not a known key; {nearest(name, type(at).model_fields)}")
         at = getattr(at, name)
     if isinstance(at, Config):
-        raise UserError(f"--set {prefix}{key}: {leaf!r} is a group; set one of its keys: {', '.join(type(at).model_fields)}")
+        raise UserError(
+            f"--set {prefix}{key}: {leaf!r} is a group; set one of its keys: {', '.join(type(at).model_fields)}"
+        )
     for name in groups:
         tree = tree[name]
     return tree

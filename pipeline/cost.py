@@ -40,7 +40,7 @@ def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]
 
 
 def _counter() -> FlopCounterMode:
-    def conv(x, w, _bias, _stride, _padding, _dilation, transposed, *_args, out_shape=None, **_kwargs) -> int:
+    def conv(x, w, _bias, _stride, _padding, _dilation, transposed, *_args, out_shape, **_kwargs) -> int:
         blur = w[1] == 1 and w[2] == 4  # the fixed depthwise FIR filters
         return 0 if blur else conv_flop_count(x, w, out_shape, transposed=transposed)
 

@@ -7,7 +7,7 @@ updates and a short loss function; the engine alone reduces gradients and steps.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -37,7 +37,9 @@ class Step:
     feedback: Mapping[str, float]  # state that training feeds back, such as the mean path length
 
 
-LossFn = Callable[[Mapping[str, nn.Module], Step], Terms]
+Nets = Mapping[str, Any]  # name -> network; Any, as torch's attributes have no types
+
+LossFn = Callable[[Nets, Step], Terms]
 """Terms of one microbatch. Names in the phase's `terms` are summed into the loss; others are reported."""
 
 

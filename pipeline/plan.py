@@ -33,7 +33,7 @@ class RunConfig(Config):
     data: DataConfig
     batch_size: int = Field(ge=1)  # images of one iteration over all ranks
     total_kimg: float = Field(gt=0)  # thousands of real images that D sees
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights and optimizer stay fp32
 
     @model_validator(mode="after")
@@ -56,14 +56,14 @@ class RunConfig(Config):
 class ExecConfig(Config):
     """How a run is executed. Nothing here changes results beyond float reduction order."""
 
-    nodes: int = Field(1, ge=1)
-    gpus: int = Field(1, ge=1)  # ranks on each node: one a GPU, or one a process where there is none
-    batch_gpu: int | None = Field(None, ge=1)  # images of one forward; None: batch_size / (nodes * gpus)
-    workers: int = Field(2, ge=0)  # loader processes a rank; 0: in the training process
-    status_kimg: float = Field(4, gt=0)  # a line of metrics
-    sample_kimg: float = Field(200, gt=0)  # a grid of fixed latents at every trained size
-    checkpoint_kimg: float = Field(100, gt=0)
-    keep: int = Field(2, ge=2)  # newest checkpoints to keep
+    nodes: int = Field(default=1, ge=1)
+    gpus: int = Field(default=1, ge=1)  # ranks on each node: one a GPU, or one a process where there is none
+    batch_gpu: int | None = Field(default=None, ge=1)  # images of one forward; None: batch_size / (nodes * gpus)
+    workers: int = Field(default=2, ge=0)  # loader processes a rank; 0: in the training process
+    status_kimg: float = Field(default=4, gt=0)  # a line of metrics
+    sample_kimg: float = Field(default=200, gt=0)  # a grid of fixed latents at every trained size
+    checkpoint_kimg: float = Field(default=100, gt=0)
+    keep: int = Field(default=2, ge=2)  # newest checkpoints to keep
     track: bool = True  # mirror metrics to MLflow
 
     def world(self) -> int:

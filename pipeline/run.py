@@ -32,7 +32,17 @@ from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Outcome, Outlets, Schedule, Training, train
 
-PACKAGES = ("torch", "accelerate", "numpy", "webdataset", "mlflow", "submitit", "safetensors", "simplejpeg", "pillow")
+PACKAGES = (
+    "torch",
+    "accelerate",
+    "numpy",
+    "webdataset",
+    "mlflow",
+    "submitit",
+    "safetensors",
+    "simplejpeg",
+    "pillow",
+)
 GRID_SEEDS = range(16)  # fixed latents of the sample grids
 
 
@@ -62,7 +72,9 @@ def plan_run(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path, override
             write_atomic(folder / "overrides", "".join(f"{o}\n" for o in overrides))
         write_atomic(folder / "exec.json", launch.to_json())
     except OSError as e:
-        raise UserError(f"runs={str(runs)!r} cannot be written ({e.strerror}); choose another folder with --runs") from e
+        raise UserError(
+            f"runs={str(runs)!r} cannot be written ({e.strerror}); choose another folder with --runs"
+        ) from e
     read_run(folder)
     return folder
 
@@ -99,9 +111,7 @@ def train_folder(folder: Path, *, should_stop: Callable[[], bool]) -> Outcome:
         engine.close()
 
 
-def _train(
-    folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_stop: Callable[[], bool]
-) -> Outcome:
+def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_stop: Callable[[], bool]) -> Outcome:
     exec_, data = launch.exec, Path(launch.data)
     engine.on_main(lambda: check_data(run, load_manifest(data), data))
     torch.manual_seed(key(run.seed, "init") >> 65)
@@ -166,7 +176,10 @@ class RunLog:
         write_atomic(self.folder / "environment.json", json.dumps(environment(self.engine, hosts), indent=2) + "\n")
         facts = {"world": self.engine.world, "host": ", ".join(hosts), "job_id": job_id()}
         self.event("resume" if self.attempt > 1 else "start", nimg, **facts)
-        print(f"{self.folder.name}: attempt {self.attempt} at kimg {nimg / 1000:g}, {self.engine.world} rank(s)", flush=True)
+        print(
+            f"{self.folder.name}: attempt {self.attempt} at kimg {nimg / 1000:g}, {self.engine.world} rank(s)",
+            flush=True,
+        )
         if self.exec.track:
             self._mirror = Mirror(self.folder)
             self._mirror.start()

@@ -1,4 +1,4 @@
-"""Every test: CPU (but for make test-gpu), one torch thread, fixed seed, warnings are errors, jaxtyping shapes checked."""
+"""Every test: CPU (but for make test-gpu), one torch thread, fixed seed, warnings as errors, shapes checked."""
 
 import os
 

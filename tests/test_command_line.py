@@ -65,7 +65,6 @@ def test_status_of_no_runs_is_an_empty_table(graticule, tmp_path):
     assert graticule("status", "--runs", tmp_path)[0] == 0
 
 
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -147,9 +146,7 @@ def test_training_goes_on_without_a_tracking_server(runner):
 
 def test_another_world_than_asked_for_is_an_error(runner):
     run = runner(CIPS)
-    done = subprocess.run(
-        [GRATICULE, *run.command("exec.gpus=2")[1:]], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([GRATICULE, *run.command("exec.gpus=2")[1:]], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "asks for 2 ranks, 1 came up" in done.stderr
 
@@ -157,6 +154,15 @@ def test_another_world_than_asked_for_is_an_error(runner):
 def test_the_same_recipe_runs_under_accelerate_launch(runner):
     run = runner(CIPS)
     accelerate = str(GRATICULE).replace("graticule", "accelerate")
-    command = [accelerate, "launch", "--num_processes", "1", "--cpu", "-m", "pipeline.cli", *run.command()[1:]]
+    command = [
+        accelerate,
+        "launch",
+        "--num_processes",
+        "1",
+        "--cpu",
+        "-m",
+        "pipeline.cli",
+        *run.command()[1:],
+    ]
     done = subprocess.run([*command, "--set", "total_kimg=0.032"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

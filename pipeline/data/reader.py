@@ -8,7 +8,7 @@ its slices), not from workers or from what was read before. Knows nothing of net
 import io
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def _decode(data: bytes, encoding: str) -> UInt8[np.ndarray, "h w 3"]:
 
 def batches(
     root: Path, *, seed: int, mirror: bool, nimg: int, batch_size: int, slices: Sequence[range], workers: int
-) -> Iterator[Batch]:
-    """This rank's microbatches, without end.
+) -> Generator[Batch, None, None]:
+    """This rank's microbatches, without end; closing it ends the loader's workers.
 
     The global batch that starts at nimg is positions nimg .. nimg + batch_size - 1. One Batch comes for each
     of `slices` (ranges inside range(batch_size)), in their order; then of nimg + batch_size, and so on.

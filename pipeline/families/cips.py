@@ -4,16 +4,14 @@ Fresh z for D and for G, no style mixing, no path length, R1 every 16 iterations
 Parity: G's Adam keeps the lazy correction of an interval of 4 although G has no regulariser.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import model_validator
-from torch import nn
 
 from pipeline.families.logistic import LogisticConfig, g_adversarial, plain_fakes, resize_reals
 from pipeline.models.cips import CIPSGeneratorConfig
 from pipeline.models.stylegan2 import DiscriminatorConfig
-from pipeline.phases import Family, Knobs, Phase, Step, Terms
+from pipeline.phases import Family, Knobs, Nets, Phase, Step, Terms
 
 
 class CIPSConfig(LogisticConfig):
@@ -48,5 +46,5 @@ class CIPSConfig(LogisticConfig):
             sizes=self.sizes(),
         )
 
-    def _g_loss(self, nets: Mapping[str, nn.Module], step: Step) -> Terms:
+    def _g_loss(self, nets: Nets, step: Step) -> Terms:
         return g_adversarial(nets, step, plain_fakes)

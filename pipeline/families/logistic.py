@@ -6,21 +6,20 @@ Differs from reference: a due regulariser joins the main loss (one backward, one
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from jaxtyping import Float, UInt8
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.models.stylegan2 import DiscriminatorConfig, broadcast_w
 from pipeline.objectives.adversarial import logistic_d, logistic_g
 from pipeline.objectives.penalties import r1
-from pipeline.phases import AdamSpec, FamilyConfig, Phase, Step, Terms
+from pipeline.phases import AdamSpec, FamilyConfig, Generator, Nets, Phase, Step, Terms
 from pipeline.spec import to_float
 
-
-FakeFn = Callable[[nn.Module, Step], Tensor]
+FakeFn = Callable[[Generator, Step], Tensor]
 """Images of one microbatch, with latents of the step's own draws."""
 
 
@@ -28,13 +27,13 @@ class LogisticConfig(FamilyConfig):
     """Fields of every logistic family."""
 
     D: DiscriminatorConfig
-    lr: float = Field(0.002, gt=0)  # before the lazy correction
-    beta2: float = Field(0.99, gt=0, lt=1)  # before the lazy correction; beta1 is 0
-    eps: float = Field(1e-8, gt=0)
-    r1_gamma: float = Field(10, ge=0)  # penalty: gamma / 2 * |grad|^2
-    r1_interval: int = Field(16, ge=1)  # every how many iterations R1 is due, weighted by as many
-    G_interval: int = Field(4, ge=1)  # likewise of G's regulariser; corrects G's Adam even where there is none
-    ema_kimg: float = Field(10, gt=0)  # half-life of G_ema
+    lr: float = Field(default=0.002, gt=0)  # before the lazy correction
+    beta2: float = Field(default=0.99, gt=0, lt=1)  # before the lazy correction; beta1 is 0
+    eps: float = Field(default=1e-8, gt=0)
+    r1_gamma: float = Field(default=10, ge=0)  # penalty: gamma / 2 * |grad|^2
+    r1_interval: int = Field(default=16, ge=1)  # every how many iterations R1 is due, weighted by as many
+    G_interval: int = Field(default=4, ge=1)  # likewise of G's regulariser; corrects G's Adam even where there is none
+    ema_kimg: float = Field(default=10, gt=0)  # half-life of G_ema
 
     @property
     def group(self) -> int:
@@ -57,7 +56,7 @@ class LogisticConfig(FamilyConfig):
     def d_phase(self, fake: FakeFn) -> Phase:
         """D against G (whose weights the runner freezes), R1 when due."""
 
-        def loss(nets: Mapping[str, nn.Module], step: Step) -> Terms:
+        def loss(nets: Nets, step: Step) -> Terms:
             real = step.real.detach().requires_grad_("r1" in step.due)
             real_logits, fake_logits = nets["D"](real), nets["D"](fake(nets["G"], step))
             terms = {"adv": logistic_d(real_logits, fake_logits)}
@@ -68,13 +67,13 @@ class LogisticConfig(FamilyConfig):
         return Phase("D", "D", loss, ("adv", "r1"), lazy={"r1": self.r1_interval} if self.r1_gamma else {})
 
 
-def plain_fakes(G: nn.Module, step: Step) -> Float[Tensor, "n c h w"]:
+def plain_fakes(G: Generator, step: Step) -> Float[Tensor, "n c h w"]:
     """One z for all layers, fresh noise."""
     ws = broadcast_w(G.mapping(step.chance.normal("z", G.z_dim)), G.num_ws)
     return G.synthesis(ws, step.size, step.chance.seeds("noise"))
 
 
-def g_adversarial(nets: Mapping[str, nn.Module], step: Step, fake: FakeFn) -> Terms:
+def g_adversarial(nets: Nets, step: Step, fake: FakeFn) -> Terms:
     """G's own term."""
     return {"adv": logistic_g(nets["D"](fake(nets["G"], step)))}
 

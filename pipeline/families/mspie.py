@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.chance import rng
 from pipeline.families.logistic import LogisticConfig, g_adversarial, resize_reals
 from pipeline.models.mspie import HEAD_PX, MSPIEGeneratorConfig
 from pipeline.models.stylegan2 import DiscriminatorConfig, broadcast_w, mix_styles
 from pipeline.objectives.penalties import path_lengths
-from pipeline.phases import Family, Knobs, Phase, Step, Terms
+from pipeline.phases import Family, Generator, Knobs, Nets, Phase, Step, Terms
 
 
 class MSPIEConfig(LogisticConfig):
@@ -29,13 +29,13 @@ class MSPIEConfig(LogisticConfig):
     kind: Literal["mspie"] = "mspie"
     G: MSPIEGeneratorConfig = MSPIEGeneratorConfig()
     D: DiscriminatorConfig = DiscriminatorConfig(mbstd_group=3, pool=2)
-    scales: tuple[int, ...] = Field((0, 2, 4), min_length=1)  # head side is 4 + s: 256, 384, 512 px
+    scales: tuple[int, ...] = Field(default=(0, 2, 4), min_length=1)  # head side is 4 + s: 256, 384, 512 px
     scale_probs: tuple[float, ...] = (0.5, 0.25, 0.25)
     real_resize: Literal["antialias", "align_corners"] = "antialias"  # Parity: align_corners is the release's
-    style_mixing_prob: float = Field(0.9, ge=0, le=1)  # one crossover for the global batch
-    pl_weight: float = Field(2, ge=0)
-    pl_decay: float = Field(0.01, gt=0, le=1)  # of the running mean of path lengths
-    pl_batch_shrink: int = Field(2, ge=1)  # of each mbstd_group samples, max(1, group // this) take part
+    style_mixing_prob: float = Field(default=0.9, ge=0, le=1)  # one crossover for the global batch
+    pl_weight: float = Field(default=2, ge=0)
+    pl_decay: float = Field(default=0.01, gt=0, le=1)  # of the running mean of path lengths
+    pl_batch_shrink: int = Field(default=2, ge=1)  # of each mbstd_group samples, max(1, group // this) take part
 
     @model_validator(mode="after")
     def _probabilities(self) -> "MSPIEConfig":
@@ -55,7 +55,8 @@ class MSPIEConfig(LogisticConfig):
         return self
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        return tuple(((HEAD_PX + s) << self.G.num_upblocks,) * 2 for s in self.scales)
+        sides = [(HEAD_PX + s) << self.G.num_upblocks for s in self.scales]
+        return tuple((side, side) for side in sides)
 
     def tiny(self) -> "MSPIEConfig":
         small_g = self.G.replace(num_upblocks=3, channel_max=32, z_dim=32, w_dim=32, mapping_layers=2)
@@ -84,7 +85,7 @@ class MSPIEConfig(LogisticConfig):
     def _pl_due(self) -> dict[str, int]:
         return {"pl": self.G_interval} if self.pl_weight else {}
 
-    def _fakes(self, G: nn.Module, step: Step) -> Float[Tensor, "n c h w"]:
+    def _fakes(self, G: Generator, step: Step) -> Float[Tensor, "n c h w"]:
         """Images with style mixing: with probability style_mixing_prob, two latents and one crossover."""
         w = G.mapping(step.chance.normal("z", G.z_dim))
         ws = broadcast_w(w, G.num_ws)
@@ -94,13 +95,13 @@ class MSPIEConfig(LogisticConfig):
             ws = mix_styles(w, other, G.num_ws, int(draw.integers(1, G.num_ws)))
         return G.synthesis(ws, step.size, step.chance.seeds("noise"))
 
-    def _g_loss(self, nets: Mapping[str, nn.Module], step: Step) -> Terms:
+    def _g_loss(self, nets: Nets, step: Step) -> Terms:
         terms = g_adversarial(nets, step, self._fakes)
         if "pl" in step.due:
             terms |= self._path_length(nets["G"], step)
         return terms
 
-    def _path_length(self, G: nn.Module, step: Step) -> Terms:
+    def _path_length(self, G: Generator, step: Step) -> Terms:
         """Of each group of samples the first few take part, weighted so that the mean is theirs alone."""
         n, taking_part = len(step.real), max(1, self.group // self.pl_batch_shrink)
         picked = [i for i in range(n) if i % self.group < taking_part]

@@ -29,10 +29,10 @@ class CIPSGeneratorConfig(Config):
 
     kind: Literal["cips"] = "cips"
     size_px: int = 256
-    width: int = Field(512, ge=1)
-    z_dim: int = Field(512, ge=1)
-    w_dim: int = Field(512, ge=1)
-    mapping_layers: int = Field(8, ge=1)
+    width: int = Field(default=512, ge=1)
+    z_dim: int = Field(default=512, ge=1)
+    w_dim: int = Field(default=512, ge=1)
+    mapping_layers: int = Field(default=8, ge=1)
     noise: bool = True  # per-pixel noise with a learned strength, as released; the paper's text has none
 
     _power_of_two = field_validator("size_px")(power_of_two)

@@ -5,6 +5,7 @@ are multiples of 2^num_upblocks. Padded blocks: zero-padded 3x3, then align-corn
 Knows neither scales' probabilities nor losses.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -32,12 +33,12 @@ class MSPIEGeneratorConfig(Config):
     head: Literal["const", "csg", "spe"] = "spe"  # learned constant, Cartesian grid, sinusoidal code
     resize: Literal["expand", "interp"] = "expand"  # how the head reaches other sizes: rebuilt, or interpolated
     convention: Convention = "release"  # Parity: formulas of the published weights, or as printed ("paper")
-    num_upblocks: int = Field(6, ge=1, le=8)  # base size = 4 * 2^num_upblocks = 256
-    channel_multiplier: int = Field(2, ge=1)
-    channel_max: int = Field(512, ge=4)
-    z_dim: int = Field(512, ge=1)
-    w_dim: int = Field(512, ge=1)
-    mapping_layers: int = Field(8, ge=1)
+    num_upblocks: int = Field(default=6, ge=1, le=8)  # base size = 4 * 2^num_upblocks = 256
+    channel_multiplier: int = Field(default=2, ge=1)
+    channel_max: int = Field(default=512, ge=4)
+    z_dim: int = Field(default=512, ge=1)
+    w_dim: int = Field(default=512, ge=1)
+    mapping_layers: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _head_can_resize(self) -> "MSPIEGeneratorConfig":
@@ -98,9 +99,10 @@ class MSPIEGenerator(nn.Module):
         head_channels = 2 if cfg.head == "csg" else width[0]
         if cfg.head == "const":
             self.const = nn.Parameter(torch.randn(head_channels, HEAD_PX, HEAD_PX))
+        self.head_channels = head_channels
         self.convs = nn.ModuleList([StyledConv(head_channels, width[0], cfg.w_dim, up=False)])
         self.to_rgbs = nn.ModuleList([ToRGB(width[0], cfg.w_dim)])
-        for a, b in zip(width, width[1:], strict=False):
+        for a, b in pairwise(width):
             self.convs += [StyledConv(a, b, cfg.w_dim, up=True), StyledConv(b, b, cfg.w_dim, up=False)]
             self.to_rgbs.append(ToRGB(b, cfg.w_dim))
         self.num_ws = len(self.convs) + 1
@@ -129,8 +131,8 @@ class MSPIEGenerator(nn.Module):
         elif self.cfg.head == "csg":
             code = cartesian(build_at, self.cfg.convention)
         else:
-            code = sinusoidal(self.convs[0].conv.weight.shape[1], build_at, self.cfg.convention)
-        code = code.to(self.to_rgbs[0].bias.device)
+            code = sinusoidal(self.head_channels, build_at, self.cfg.convention)
+        code = code.to(next(self.parameters()).device)
         if code.shape[1:] == grid:
             return code
         return F.interpolate(code[None], size=grid, mode="bilinear", align_corners=True)[0]

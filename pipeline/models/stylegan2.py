@@ -4,6 +4,7 @@ Both methods of this project train against this discriminator. Pure torch operat
 Differs from reference: the minibatch-std group is configured, never derived from the batch (layers/norm.py).
 """
 
+from itertools import pairwise
 from math import log2, sqrt
 
 import torch
@@ -36,7 +37,7 @@ class Mapping(nn.Module):
     def __init__(self, z_dim: int, w_dim: int, layers: int):
         super().__init__()
         dims = [z_dim] + [w_dim] * layers
-        self.layers = nn.ModuleList(EqualizedLinear(a, b, lr_mul=0.01) for a, b in zip(dims, dims[1:], strict=False))
+        self.layers = nn.ModuleList(EqualizedLinear(a, b, lr_mul=0.01) for a, b in pairwise(dims))
 
     def forward(self, z: Float[Tensor, "n z_dim"]) -> Float[Tensor, "n w_dim"]:
         with fp32(z):
@@ -63,11 +64,13 @@ class DownBlock(nn.Module):
 class DiscriminatorConfig(Config):
     """Residual D. `resolution_px` sets its depth; it runs fully convolutionally on other sizes when pooled."""
 
-    resolution_px: int = Field(256)
-    channel_multiplier: int = Field(2, ge=1)  # C: 2 is NVlabs' "config F", 1 half of it above 32 px
-    channel_max: int = Field(512, ge=1)
-    mbstd_group: int = Field(4, ge=1)  # consecutive samples of one minibatch-std statistic
-    pool: int | None = Field(None, ge=1)  # adaptive average pool to pool x pool before the head; None: one size only
+    resolution_px: int = Field(default=256)
+    channel_multiplier: int = Field(default=2, ge=1)  # C: 2 is NVlabs' "config F", 1 half of it above 32 px
+    channel_max: int = Field(default=512, ge=1)
+    mbstd_group: int = Field(default=4, ge=1)  # consecutive samples of one minibatch-std statistic
+    pool: int | None = Field(
+        default=None, ge=1
+    )  # adaptive average pool to pool x pool before the head; None: one size only
 
     _power_of_two = field_validator("resolution_px")(power_of_two)
 
@@ -84,7 +87,7 @@ class Discriminator(nn.Module):
         sides = [cfg.resolution_px >> i for i in range(int(log2(cfg.resolution_px)) - 1)]  # resolution_px ... 4
         width = [channels_at(side, cfg.channel_multiplier, cfg.channel_max) for side in sides]
         self.from_rgb = EqualizedConv2d(3, width[0], 1)
-        self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in zip(width, width[1:], strict=False))
+        self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in pairwise(width))
         self.conv = EqualizedConv2d(width[-1] + 1, width[-1], 3, padding=1)
         self.fc0 = EqualizedLinear(width[-1] * (cfg.pool or 4) ** 2, width[-1])
         self.fc1 = EqualizedLinear(width[-1], 1)

@@ -74,7 +74,7 @@ def generate(
     `truncation_psi` moves w towards its mean: w' = mean + psi (w - mean). Raises UserError for a size that the
     generator cannot make.
     """
-    size = size or G.native_size
+    h, w_px = size = size or tuple(G.native_size)
     G.check_size(size)
     device = next(G.parameters()).device
     z = np.stack([rng("sample", int(s)).standard_normal(G.z_dim, dtype=np.float32) for s in seeds])
@@ -82,7 +82,7 @@ def generate(
     if truncation_psi != 1:
         w = torch.lerp(mean_w(G, device), w, truncation_psi)
     noise = [key("sample noise", int(s)) >> 65 for s in seeds]
-    at_once = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    at_once = max(1, PIXELS_AT_ONCE // (h * w_px))
     images = [
         to_uint8(G.synthesis(broadcast_w(w[i : i + at_once], G.num_ws), size, tuple(noise[i : i + at_once])))
         for i in range(0, len(z), at_once)
@@ -105,5 +105,3 @@ def save_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     temp = path.with_name(f".{path.name}.tmp")
     Image.fromarray(image).save(temp, format="PNG")
     os.replace(temp, path)
-
-

@@ -68,7 +68,10 @@ def save(
     temp.mkdir()
     try:
         for name, net in nets.items():
-            save_file({k: v.detach().contiguous() for k, v in net.state_dict().items()}, temp / f"{name}.safetensors")
+            save_file(
+                {k: v.detach().contiguous() for k, v in net.state_dict().items()},
+                temp / f"{name}.safetensors",
+            )
         for name, optimizer in optimizers.items():
             torch.save(optimizer.state_dict(), temp / f"opt_{name}.pt")
         (temp / "state.json").write_text(state.to_json())

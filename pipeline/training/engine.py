@@ -41,7 +41,7 @@ class Engine:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self._control = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._control: Any = dist.new_group(backend="gloo") if self.world > 1 else None
         self._check_world(world)
 
     def _check_world(self, asked: int) -> None:
@@ -69,16 +69,14 @@ class Engine:
     def sum_grads(self, net: nn.Module) -> None:
         """Sum gradients over ranks in place; a parameter without one gets zeros, so all ranks agree."""
         params = list(net.parameters())
-        for p in params:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if self.world > 1:
-            flat = torch.cat([p.grad.reshape(-1) for p in params])  # type: ignore[union-attr]
+            flat = torch.cat([g.reshape(-1) for g in grads])
             dist.all_reduce(flat)
-            parts = flat.split([p.numel() for p in params])
-            torch._foreach_copy_(
-                [p.grad for p in params], [f.view_as(p) for f, p in zip(parts, params, strict=True)]
-            )
+            parts = flat.split([g.numel() for g in grads])
+            grads = [part.view_as(p) for part, p in zip(parts, params, strict=True)]
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise float64 sum of host numbers over ranks."""
@@ -109,7 +107,10 @@ class Engine:
                 outcome[1] = e
         if self.world > 1:
             error = outcome[1]
-            sent: list[Any] = [outcome[0], None if error is None else (isinstance(error, UserError), f"{error}")]
+            sent: list[Any] = [
+                outcome[0],
+                None if error is None else (isinstance(error, UserError), f"{error}"),
+            ]
             dist.broadcast_object_list(sent, src=0, group=self._control)
             if not self.is_main and sent[1] is not None:
                 user, text = sent[1]

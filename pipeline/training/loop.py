@@ -112,7 +112,7 @@ def train(
                 timing = _timing(t, images, now - tick_time, waited_sec, engine.device)
                 outlets.metrics(t.nimg, {**values, **timing, **_feedback(t.feedback)})
             tick_nimg, tick_time, waited_sec = t.nimg, now, 0.0
-        if engine.is_main and (t.nimg == 0 or fresh and (done or crossed(t.nimg, batch_size, schedule.sample_kimg))):
+        if engine.is_main and (t.nimg == 0 or (fresh and (done or crossed(t.nimg, batch_size, schedule.sample_kimg)))):
             outlets.sample(t.nimg, t.G_ema)
         if fresh and (done or stop or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
             _save(t, engine, schedule, outlets)

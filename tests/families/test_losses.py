@@ -41,7 +41,9 @@ def test_r1_term_is_gamma_over_two_times_the_squared_gradient():
 
 
 def test_d_and_g_draw_different_latents_and_each_iteration_new_ones():
-    z = [make_step(scope=s, nimg=n, ids=range(n, n + 6)).chance.normal("z", 8) for s, n in [("D", 0), ("G", 0), ("D", 6)]]
+    z = [
+        make_step(scope=s, nimg=n, ids=range(n, n + 6)).chance.normal("z", 8) for s, n in [("D", 0), ("G", 0), ("D", 6)]
+    ]
     assert not torch.equal(z[0], z[1])
     assert not torch.equal(z[0], z[2])
 

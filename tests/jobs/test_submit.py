@@ -93,6 +93,7 @@ def test_cancelled_job_ends_without_a_result_and_is_not_started_again(run):
     assert cancel(run) == job.job_id
     job._process.wait(timeout=30)
     assert ledger.alive(run) is None
+    assert run_status(run).state == "stopped"
     assert not list(run.glob("jobs/001/*_result.pkl"))
     assert len((run / "rank0").read_text().split()) < STEPS
     with pytest.raises(UserError, match="has no live job"):

@@ -36,7 +36,9 @@ def test_paper_spe_interleaves_height_first_and_is_centred():
         assert code[8 + 2 * k, 0, 2].item() == pytest.approx(math.sin(100 * omega), abs=1e-6)  # column 3 of 6
 
 
-@pytest.mark.parametrize(("n", "ends"), [(4, (99, 102)), (6, (98, 103)), (8, (97, 104)), (14, (94, 107)), (5, (98, 102))])
+@pytest.mark.parametrize(
+    ("n", "ends"), [(4, (99, 102)), (6, (98, 103)), (8, (97, 104)), (14, (94, 107)), (5, (98, 102))]
+)
 def test_paper_positions_keep_the_centre_at_100(n, ends):
     p = positions(n, "paper")
     assert (p[0].item(), p[-1].item(), len(p)) == (*ends, n)

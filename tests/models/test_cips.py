@@ -13,7 +13,7 @@ TINY = CIPSGeneratorConfig(size_px=16, width=12, z_dim=8, w_dim=8, mapping_layer
 
 
 @pytest.fixture
-def G():
+def G():  # noqa: N802 - the field's name
     net = TINY.build()
     with torch.no_grad():
         for layer in net.layers:

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.spec import UserError
 from pipeline.tracking import jsonl
 from pipeline.tracking.client import connect, tracking_uri
-from pipeline.tracking.mirror import CURSOR, Mirror, catch_up, sync
+from pipeline.tracking.mirror import CURSOR, Mirror, catch_up, cursor_of, sync
 from tests.tracking.records import attempt, event, history, make_run, on_disk, only_run, wait_until, write
 
 # MLflow's own tables use a loader strategy that SQLAlchemy 2.1 deprecates.
@@ -199,6 +199,31 @@ def test_the_mirror_follows_and_finishes_in_the_background(folder):
     assert mirror.close(final=True)
     assert history(folder) == on_disk(folder)
     assert only_run(folder)[1].info.status == "FINISHED"
+
+
+TRAINING = """
+import sys, time
+from pathlib import Path
+from pipeline.tracking.mirror import Mirror
+from tests.tracking.records import write
+folder, first = Path(sys.argv[1]), int(sys.argv[2])
+Mirror(folder, every_sec=0.01).start()
+for nimg in range(first, first + 100_000):
+    write(folder, [nimg])
+    time.sleep(0.002)
+"""
+
+
+def test_kill_nine_in_the_middle_of_sending_loses_and_doubles_nothing(folder):
+    for first in (0, 50):  # the second attempt passes where the first has been
+        before = cursor_of(folder)
+        process = subprocess.Popen([sys.executable, "-c", TRAINING, str(folder), str(first)])
+        wait_until(lambda before=before: cursor_of(folder) != before and cursor_of(folder).nimg > 0)
+        time.sleep(0.2)
+        process.kill()
+        process.wait()
+    sync(folder)
+    assert history(folder) == on_disk(folder)
 
 
 def test_a_damaged_file_is_an_event_and_not_an_exception(folder):

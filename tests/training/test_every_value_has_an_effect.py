@@ -57,13 +57,13 @@ OTHER = {
     },
     CIPS: {**SHARED, "family.G.width": 12, "family.G.noise": "false", "family.D.pool": 2, "data.size_px": 40},
 }
+HALF = {
+    MSPIE: ["family.G.num_upblocks=2", "family.D.resolution_px=16"],
+    CIPS: ["family.G.size_px=16", "family.D.resolution_px=16"],
+}
 TOGETHER = {  # values that must agree with each other
-    MSPIE: dict.fromkeys(
-        ["family.G.num_upblocks", "family.D.resolution_px"], ["family.G.num_upblocks=2", "family.D.resolution_px=16"]
-    ),
-    CIPS: dict.fromkeys(
-        ["family.G.size_px", "family.D.resolution_px"], ["family.G.size_px=16", "family.D.resolution_px=16"]
-    ),
+    MSPIE: {field: HALF[MSPIE] for field in ("family.G.num_upblocks", "family.D.resolution_px")},
+    CIPS: {field: HALF[CIPS] for field in ("family.G.size_px", "family.D.resolution_px")},
 }
 IDENTITY = {"recipe", "data.dataset_id"}  # name the run; see test_names_and_data_sets_tell_runs_apart
 TAGS = {"family.kind", "family.G.kind"}  # choose the classes that hold all the others
@@ -190,7 +190,10 @@ def test_every_way_of_executing_is_obeyed(runner, monkeypatch):
     dense = runner(CIPS).train_here("total_kimg=0.32", "exec.sample_kimg=0.16", "exec.keep=3", "exec.workers=1")
     sparse = runner(CIPS).train_here("total_kimg=0.32", "exec.status_kimg=0.3", "exec.checkpoint_kimg=0.3")
     assert started == [1, 0]
-    assert (len(jsonl.metrics(dense / "metrics.jsonl")), len(jsonl.metrics(sparse / "metrics.jsonl"))) == (4, 2)
+    assert (len(jsonl.metrics(dense / "metrics.jsonl")), len(jsonl.metrics(sparse / "metrics.jsonl"))) == (
+        4,
+        2,
+    )
     assert [len(list(f.glob("samples/*.png"))) for f in (dense, sparse)] == [3, 2]
     assert [len(list(f.glob("checkpoints/*"))) for f in (dense, sparse)] == [3, 2]
     saved = [[e["nimg"] for e in jsonl.read(f / "events.jsonl") if e["event"] == "checkpoint"] for f in (dense, sparse)]
@@ -211,5 +214,15 @@ def test_ranks_and_microbatches_cut_the_batch_as_told():
     assert cut[1] == (range(6, 9), range(9, 12))
     assert [i for rank in cut for part in rank for i in part] == list(range(24))
     assert {f for f in ExecConfig.model_fields} == {
-        *("nodes", "gpus", "batch_gpu", "workers", "status_kimg", "sample_kimg", "checkpoint_kimg", "keep", "track")
+        *(
+            "nodes",
+            "gpus",
+            "batch_gpu",
+            "workers",
+            "status_kimg",
+            "sample_kimg",
+            "checkpoint_kimg",
+            "keep",
+            "track",
+        )
     }

@@ -31,9 +31,7 @@ def kill_at_random(runner, *, ranks: int = 1) -> None:
 
 def curve(folder) -> dict[int, dict[str, float]]:
     lines = jsonl.metrics(folder / "metrics.jsonl")
-    return {
-        m["nimg"]: {k: v for k, v in m["metrics"].items() if k.startswith(("Loss", "Feedback"))} for m in lines
-    }
+    return {m["nimg"]: {k: v for k, v in m["metrics"].items() if k.startswith(("Loss", "Feedback"))} for m in lines}
 
 
 @pytest.mark.parametrize("recipe", [MSPIE, CIPS])
