@@ -43,16 +43,10 @@ class Cluster(Config):
     additional_parameters: dict[str, str | int | bool] = Field(
         default_factory=dict
     )  # any other sbatch option, without its dashes
-    cpus_per_task: int | None = Field(
-        default=None, ge=1
-    )  # a rank, its loader workers included; sets OMP_NUM_THREADS
+    cpus_per_task: int | None = Field(default=None, ge=1)  # a rank, its loader workers included; sets OMP_NUM_THREADS
     timeout_min: int | None = Field(default=None, ge=1)  # local: a week if not given
-    signal_delay_s: int = Field(
-        default=120, ge=1
-    )  # warning before the time limit: one iteration and one checkpoint
-    max_num_timeout: int = Field(
-        default=100, ge=0
-    )  # how often a job that reached its time limit is queued again
+    signal_delay_s: int = Field(default=120, ge=1)  # warning before the time limit: one iteration and one checkpoint
+    max_num_timeout: int = Field(default=100, ge=0)  # how often a job that reached its time limit is queued again
     setup: tuple[str, ...] = ()  # shell lines before the start: module load, conda activate
     env: dict[str, str] = Field(default_factory=dict)  # exported after `setup`, literally
     python: str | None = None  # interpreter command, such as "singularity exec IMAGE python"; None: this one
@@ -61,7 +55,7 @@ class Cluster(Config):
     @classmethod
     def _only_where_a_scheduler_is(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.data.get("executor") == "local":
-            raise ValueError(f"{value!r} has no effect with executor = 'local'; remove it, or set 'slurm'")
+            raise ValueError("has no effect with executor = 'local'; remove it, or set executor = 'slurm'")
         return value
 
     @field_validator("timeout_min")
@@ -98,9 +92,7 @@ def load_cluster(name: str) -> Cluster:
     """`local`, a path ending in .toml, or NAME.toml from one of `cluster_folders()`."""
     if name.endswith(".toml"):
         return _read(Path(name))
-    found = {
-        path.stem: path for folder in reversed(cluster_folders()) for path in sorted(folder.glob("*.toml"))
-    }
+    found = {path.stem: path for folder in reversed(cluster_folders()) for path in sorted(folder.glob("*.toml"))}
     if name in found:
         return _read(found[name])
     if name == "local":

@@ -60,9 +60,7 @@ def _torch() -> Iterator[Check]:
     else:
         found = f"{torch.__version__}, no GPU visible"
     driver = bool(shutil.which("nvidia-smi")) and not n
-    yield Check(
-        "torch", not driver, found, "nvidia-smi is there: install a CUDA build of torch" if driver else ""
-    )
+    yield Check("torch", not driver, found, "nvidia-smi is there: install a CUDA build of torch" if driver else "")
     if n and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield Check("bf16", None, "not on this GPU", "keep precision=fp32")
     else:
@@ -82,26 +80,20 @@ def _torchvision() -> Check:
     try:
         importlib.import_module("torchvision")
     except Exception as e:
-        return Check(
-            "torchvision", False, f"broken: {_short(e)}", "pip uninstall torchvision; others import it"
-        )
+        return Check("torchvision", False, f"broken: {_short(e)}", "pip uninstall torchvision; others import it")
     return Check("torchvision", True, f"{_version('torchvision')}, not needed")
 
 
 def _deepspeed() -> Check:
     if _version("deepspeed") is None:
-        return Check(
-            "deepspeed", None, "absent", "pip install 'graticule[deepspeed]' for exec.engine=deepspeed"
-        )
+        return Check("deepspeed", None, "absent", "pip install 'graticule[deepspeed]' for exec.engine=deepspeed")
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
     locks = list(root.glob("**/deepspeed_shm_comm/lock"))
     if locks:
         return Check("deepspeed", False, "a build was killed half-way; starts hang", f"delete {locks[0]}")
     lacking = [name for name in ("ninja", "transformers") if _version(name) is None]
     if not lacking and shutil.which("ninja") is None:
-        return Check(
-            "deepspeed", False, "ninja is not on PATH", "activate the environment, or add its bin to PATH"
-        )
+        return Check("deepspeed", False, "ninja is not on PATH", "activate the environment, or add its bin to PATH")
     mend = f"pip install {' '.join(lacking)}" if lacking else ""
     return Check("deepspeed", not lacking, f"{_version('deepspeed')}", mend)
 
@@ -123,19 +115,13 @@ def _mlflow() -> Check:
             with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3) as answer:
                 return Check("mlflow store", True, f"{uri} answers {answer.status}")
         except (OSError, ValueError) as e:
-            mend = (
-                "start the server or correct MLFLOW_TRACKING_URI; training goes on and graticule sync replays"
-            )
+            mend = "start the server or correct MLFLOW_TRACKING_URI; training goes on and graticule sync replays"
             return Check("mlflow store", False, f"{uri}: {_short(e)}", mend)
     if uri.startswith("sqlite:///"):
         folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
         ok = os.access(folder, os.W_OK)
-        return Check(
-            "mlflow store", ok, uri, "" if ok else f"make {folder} writable, or correct MLFLOW_TRACKING_URI"
-        )
-    return Check(
-        "mlflow store", False, uri, "use sqlite:///FILE or http://HOST:PORT; MLflow refuses file stores"
-    )
+        return Check("mlflow store", ok, uri, "" if ok else f"make {folder} writable, or correct MLFLOW_TRACKING_URI")
+    return Check("mlflow store", False, uri, "use sqlite:///FILE or http://HOST:PORT; MLflow refuses file stores")
 
 
 def _folder(runs: Path) -> Check:
@@ -151,9 +137,7 @@ def _disk(runs: Path) -> Check:
     place = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     free = shutil.disk_usage(place).free / 2**30
     ok = free >= MIN_FREE_GB
-    return Check(
-        "free disk", ok, f"{free:.0f} GB below {place}", "" if ok else f"free {MIN_FREE_GB} GB, or use --runs"
-    )
+    return Check("free disk", ok, f"{free:.0f} GB below {place}", "" if ok else f"free {MIN_FREE_GB} GB, or use --runs")
 
 
 def _shm() -> Check:
@@ -183,11 +167,7 @@ def _cluster(name: str | None) -> Iterator[Check]:
     for command, mend in roles.items():
         path = shutil.which(command)
         absent: bool | None = False if needed else None
-        yield (
-            Check(command, True, path)
-            if path
-            else Check(command, absent, "not on PATH", mend if needed else "")
-        )
+        yield (Check(command, True, path) if path else Check(command, absent, "not on PATH", mend if needed else ""))
 
 
 def _version(package: str) -> str | None:

@@ -269,10 +269,10 @@ def register(
     alias: Annotated[str | None, typer.Option(help="For example champion.")] = None,
 ) -> None:
     """Register the newest checkpoint's G_ema as a model in MLflow."""
-    from pipeline.run import newest_checkpoint, read_run
+    from pipeline.run import model_name, newest_checkpoint, read_run
     from pipeline.tracking.registry import register as register_model
 
-    model = name or read_run(run).recipe
+    model = name or model_name(read_run(run))
     version = register_model(run, name=model, alias=alias, checkpoint=newest_checkpoint(run))
     print(f"models:/{model}{'@' + alias if alias else '/' + version} is version {version}")
 

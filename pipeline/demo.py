@@ -22,7 +22,7 @@ from jobs.status import logs, run_status
 from jobs.submit import submit
 from pipeline.plan import ExecConfig, override_all
 from pipeline.recipes import find
-from pipeline.run import newest_checkpoint, plan_run
+from pipeline.run import model_name, newest_checkpoint, plan_run
 from pipeline.synthesis.sample import generate, grid, load_generator, save_png
 from pipeline.tracking.client import tracking_uri
 from pipeline.tracking.registry import fetch, register
@@ -57,8 +57,9 @@ def run_demo(method: str, out: Path, overrides: list[str]) -> None:
     _watch(folder, run.total_kimg)
 
     print("4/5 registering the model in MLflow", flush=True)
-    version = register(folder, name=run.recipe, alias=ALIAS, checkpoint=newest_checkpoint(folder))
-    model = f"models:/{run.recipe}@{ALIAS}"
+    name = model_name(run)
+    version = register(folder, name=name, alias=ALIAS, checkpoint=newest_checkpoint(folder))
+    model = f"models:/{name}@{ALIAS}"
 
     print(f"5/5 sampling {model} (version {version}) at three sizes", flush=True)
     sizes = run.family.sizes() if method == "mspie" else [(s, s) for s in (32, 48, 64)]
@@ -100,7 +101,8 @@ def _watch(folder: Path, total_kimg: float) -> None:
 def _preempt_at(kimg: float, half: float, folder: Path, say: Callable[..., None]) -> bool:
     if kimg < half:
         return False
-    ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p, folder)]
+    ours = {p.pid: p for p in psutil.process_iter(["cmdline", "ppid"]) if _is_rank(p, folder)}
+    ranks = [p for p in ours.values() if p.info["ppid"] not in ours]  # their loader workers look the same
     for p in ranks:
         p.send_signal(signal.SIGUSR2)
     say(f"    preempting {len(ranks)} ranks at {kimg:g} kimg: they save, leave, and are started again")

@@ -90,6 +90,11 @@ def read_run(folder: Path) -> RunConfig:
     return run
 
 
+def model_name(run: RunConfig) -> str:
+    """The default name in the registry, which allows no dots."""
+    return run.recipe.replace(".", "-")
+
+
 def newest_checkpoint(folder: Path) -> Path:
     """The newest valid checkpoint of a run; UserError when there is none."""
     found, passed = checkpoint.newest_valid(folder / "checkpoints")

@@ -37,21 +37,13 @@ def register(folder: Path, *, name: str, alias: str | None, checkpoint: Path) ->
 
     The same weights under the same name are registered once; only the alias moves.
     """
-    if not re.fullmatch(r"[^/:@]+", name):
-        raise UserError(
-            f"name={name!r} is not a model name: no '/', ':' or '@', and not empty; use for example mspie"
-        )
-    if alias is not None and (
-        not re.fullmatch(r"[\w-]+", alias, re.ASCII) or re.fullmatch(r"v\d+|latest", alias)
-    ):
-        raise UserError(
-            f"alias={alias!r}: letters, digits, '_' and '-', not v<number>, not latest; use for example best"
-        )
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise UserError(f"name={name!r}: letters, digits, '.', '_' and '-' are allowed; use for example mspie")
+    if alias is not None and not re.fullmatch(r"(?!v\d+$|latest$)[\w-]+", alias, re.ASCII):
+        raise UserError(f"alias={alias!r}: letters, digits, '_' and '-', not v<number> or latest; use for example best")
     weights = checkpoint / "G_ema.safetensors"
     if not weights.exists():
-        raise UserError(
-            f"checkpoint={str(checkpoint)!r} holds no G_ema.safetensors; see {folder / 'checkpoints'}"
-        )
+        raise UserError(f"checkpoint={str(checkpoint)!r} has no G_ema.safetensors; see {folder / 'checkpoints'}")
     sync(folder)
     uri = tracking_uri(folder.resolve().parent)
     client, sha256 = connect(uri), _sha256(weights)
@@ -66,22 +58,22 @@ def register(folder: Path, *, name: str, alias: str | None, checkpoint: Path) ->
 def fetch(model_uri: str, runs: Path) -> Path:
     """`models:/NAME@ALIAS` or `models:/NAME/VERSION` as a folder with G_ema.safetensors and config.json.
 
-    A version never changes, so it is downloaded once, to `<runs>/models/NAME/VERSION`.
+    A version never changes, so it is downloaded once, to `<runs>/models/NAME/VERSION-<hash8>`.
     """
     match = re.fullmatch(r"models:/([^/:@]+)(?:@([^/:@]+)|/(\d+))", model_uri)
     if not match:
-        raise UserError(
-            f"model={model_uri!r} is not a model address; write models:/NAME@ALIAS or models:/NAME/VERSION"
-        )
+        raise UserError(f"model={model_uri!r} is not a model address; write models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, number = match.groups()
     uri = tracking_uri(runs)
     client = connect(uri)
     with user_errors(uri):
         version = _resolve(client, name, alias, number)
-        tags = client.get_model_version(name, version).tags
-        folder = runs / "models" / name / version
+        sha256 = client.get_model_version(name, version).tags.get(SHA_TAG)
+        if not sha256:
+            raise UserError(f"model={model_uri!r} was not made by `graticule register` (no tag {SHA_TAG})")
+        folder = runs / "models" / name / f"{version}-{sha256[:8]}"
         if not folder.exists():
-            _download(client, name, version, folder, tags.get(SHA_TAG, ""))
+            _download(client, name, version, folder, sha256)
     return folder
 
 
@@ -147,19 +139,23 @@ def _signature() -> "ModelSignature":
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("int64"), (-1,))]),
         outputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))]),
-        params=ParamSchema(
-            [ParamSpec("size", DataType.string, ""), ParamSpec("truncation_psi", DataType.double, 1.0)]
-        ),
+        params=ParamSchema([ParamSpec("size", DataType.string, ""), ParamSpec("truncation_psi", DataType.double, 1.0)]),
     )
 
 
 def _resolve(client: "MlflowClient", name: str, alias: str | None, number: str | None) -> str:
     """The version meant, or a UserError that names what there is."""
-    known = {m.name: m for m in client.search_registered_models()}
-    if name not in known:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as e:
+        if e.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [m.name for m in client.search_registered_models()]
         there = nearest(name, known) if known else "none is registered yet; see `graticule register`"
-        raise UserError(f"model={name!r} is not a registered model; {there}")
-    aliases = {a: str(v) for a, v in known[name].aliases.items()}
+        raise UserError(f"model={name!r} is not a registered model; {there}") from e
+    aliases = {a: str(v) for a, v in model.aliases.items()}
     versions = sorted(int(v.version) for v in client.search_model_versions(f"name='{name}'"))
     if alias in aliases:
         return aliases[alias]
@@ -180,9 +176,7 @@ def _download(client: "MlflowClient", name: str, version: str, folder: Path, sha
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{version}.") as temp:
         got = Path(download_artifacts(source, dst_path=temp, tracking_uri=client.tracking_uri))
         if _sha256(got / "G_ema.safetensors") != sha256:
-            raise UserError(
-                f"model={name!r} version {version}: weights are not those registered; register anew"
-            )
+            raise UserError(f"model={name!r} version {version}: weights are not those registered; register anew")
         got.rename(folder)
 
 

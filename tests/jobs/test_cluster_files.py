@@ -103,9 +103,7 @@ def test_no_field_is_left_without_an_effect(tmp_path):
     assert made.parameters == {"tasks_per_node": 2, "timeout_min": 9, "signal_delay_s": 5}
 
 
-@pytest.mark.parametrize(
-    "field", ["partition", "mem_gb", "gpu_request", "additional_parameters", "srun_args"]
-)
+@pytest.mark.parametrize("field", ["partition", "mem_gb", "gpu_request", "additional_parameters", "srun_args"])
 def test_local_refuses_what_only_a_scheduler_can_do(field):
     with pytest.raises(ValueError, match=f"(?s){field}.*has no effect with executor = 'local'"):
         LOCAL.replace(**{field: EFFECTS[field][0]})
@@ -172,10 +170,10 @@ def test_local_is_built_in_and_a_file_overrides_it(home):
             "executor = 'slurm'\ntimeout_min = 5\npartitoin = 'x'",
             "partitoin is not a known key; did you mean 'partition'",
         ),
-        ("executor = 'slurm'", "timeout_min: a time limit in minutes is needed"),
+        ("executor = 'slurm'", "timeout_min=None: a time limit in minutes is needed"),
         ("executor = 'slurm'\ntimeout_min = 'long'", "timeout_min='long': input should be a valid integer"),
         ("executor = 'pbs'", "executor='pbs': input should be 'local' or 'slurm'"),
-        ("executor = 'local'\nqos = 'x'", "qos: 'x' has no effect with executor = 'local'"),
+        ("executor = 'local'\nqos = 'x'", "qos='x': has no effect with executor = 'local'"),
         ("executor = 'local'\n[env]\n'A-B' = 'x'", "env: 'A-B' is not a name that a shell can export"),
         ("executor = ", "not valid TOML"),
     ],

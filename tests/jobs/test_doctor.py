@@ -65,9 +65,7 @@ def test_mlflow_server_is_asked(server, monkeypatch):
     assert found("mlflow store").ok is True
 
 
-@pytest.mark.parametrize(
-    "uri", ["http://127.0.0.1:1", "file:///tmp/mlruns", "sqlite:////nowhere/x.db", "http://["]
-)
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:1", "file:///tmp/mlruns", "sqlite:////nowhere/x.db", "http://["])
 def test_mlflow_store_out_of_reach(uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     check = found("mlflow store")

@@ -77,9 +77,7 @@ def test_slurm_is_asked_whether_the_job_is_still_to_be_requeued(state, code, mon
     assert e.value.code == code
 
 
-@pytest.mark.parametrize(
-    "problem", [subprocess.CalledProcessError(1, "scontrol"), FileNotFoundError("scontrol")]
-)
+@pytest.mark.parametrize("problem", [subprocess.CalledProcessError(1, "scontrol"), FileNotFoundError("scontrol")])
 def test_failing_scontrol_leaves_without_a_result(problem, monkeypatch, caplog):
     def fails(signum, frame):
         raise problem

@@ -30,9 +30,7 @@ def test_no_file_is_no_records(path):
 
 
 def test_nan_and_infinities_survive_as_valid_json(path):
-    jsonl.append(
-        path, {"nimg": 1, "metrics": {"a": math.nan, "b": -math.inf, "c": np.float32(0.5)}, "l": [math.inf]}
-    )
+    jsonl.append(path, {"nimg": 1, "metrics": {"a": math.nan, "b": -math.inf, "c": np.float32(0.5)}, "l": [math.inf]})
     json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     (back,) = jsonl.read(path)
     assert math.isnan(back["metrics"]["a"])

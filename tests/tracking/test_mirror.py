@@ -159,7 +159,7 @@ def test_each_sample_grid_is_shown_once_at_its_nimg(folder):
 def test_the_users_experiment_and_run_are_obeyed(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
     client = connect(tracking_uri(folder.parent))
-    made = client.create_run(client.create_experiment("theirs"))
+    made = client.create_run(client.create_experiment("theirs", (folder.parent / "theirs").as_uri()))
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     catch_up(folder)
     assert only_run(folder)[1].info.run_id == made.info.run_id

@@ -104,6 +104,14 @@ def test_fetch_gives_weights_and_config_and_downloads_once(folder):
     assert (got / "G_ema.safetensors").stat().st_mtime_ns == kept
 
 
+def test_a_model_that_others_registered_is_refused_in_one_line(folder):
+    client = connect(tracking_uri(folder.parent))
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", str(folder))
+    with pytest.raises(UserError, match="was not made by `graticule register`"):
+        fetch("models:/theirs/1", folder.parent)
+
+
 def test_weights_changed_in_the_store_are_refused(folder):
     register(folder, name="m", alias=None, checkpoint=save_checkpoint(folder))
     (weights,) = [p for p in stored_files(folder.parent) if p.suffix == ".safetensors"]
@@ -127,7 +135,7 @@ def test_what_does_not_exist_is_one_line_that_names_what_does(folder):
         assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize(("name", "alias"), [("a/b", None), ("m", "v3"), ("m", "latest"), ("m", "a b")])
+@pytest.mark.parametrize(("name", "alias"), [("a/b", None), ("it's", None), ("m", "v3"), ("m", "latest"), ("m", "a b")])
 def test_names_that_mlflow_refuses_are_refused_before_anything_is_logged(folder, name, alias):
     checkpoint = save_checkpoint(folder)
     with pytest.raises(UserError, match=r"name=|alias="):

@@ -1,0 +1,50 @@
+"""Recipes and networks as they were last reviewed: any change of a default, a name or a shape shows in a diff.
+
+GRATICULE_UPDATE_GOLDEN=1 pytest tests/golden rewrites the files.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.plan import RunConfig
+from pipeline.recipes import FACTS, recipes
+
+HERE = Path(__file__).parent
+
+
+def compare(name: str, text: str) -> None:
+    path = HERE / name
+    if "GRATICULE_UPDATE_GOLDEN" in os.environ:
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_resolved_configuration_is_the_reviewed_one(name):
+    compare(f"{name}.config.json", recipes()[name].make().to_json())
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_parameter_names_and_shapes_are_the_reviewed_ones(name):
+    with torch.device("meta"):
+        nets = recipes()[name].make().family.build(0).nets
+    shapes = {f"{n}.{k}": list(v.shape) for n, net in nets.items() for k, v in net.state_dict().items()}
+    compare(f"{name}.shapes.json", "{\n" + ",\n".join(f"  {json.dumps(k)}: {v}" for k, v in shapes.items()) + "\n}\n")
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_configuration_survives_its_json(name):
+    for run in (recipes()[name].make(), recipes()[name].make().tiny()):
+        assert RunConfig.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_says_what_it_needs_and_what_was_published(name):
+    recipe = recipes()[name]
+    assert recipe.make().recipe == name
+    assert set(recipe.facts) == set(FACTS)
+    assert all(recipe.facts[f] for f in ("Data", "Cost", "Published"))
