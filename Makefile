@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-LAB_DIR ?= /tmp/graticule-lab
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge iproute2
 
 .PHONY: setup demo test lint test-slurm test-gpu clean
@@ -17,6 +16,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/graticule demo
 
+# The README's picture.
+docs/demo.png: setup
+	$(BIN)/graticule demo
+	mkdir -p docs && cp demo/mspie.png $@
+
 test: setup
 	$(BIN)/python -m pytest -m "not slurm and not gpu"
 
@@ -30,9 +34,7 @@ lint: setup
 test-slurm: setup
 	command -v slurmctld >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); }
-	SLURM_LAB_DIR=$(LAB_DIR) SLURM_LAB_NODES=2 slurm/lab.sh up
-	SLURM_LAB_DIR=$(LAB_DIR) slurm/lab.sh exec $(abspath $(BIN))/python -m pytest -m slurm tests/slurm; \
-	  status=$$?; SLURM_LAB_DIR=$(LAB_DIR) slurm/lab.sh wipe; exit $$status
+	slurm/lab.sh run $(abspath $(BIN))/python -m pytest -m slurm tests/slurm
 
 test-gpu: setup
 	GRATICULE_TEST_GPU=1 $(BIN)/python -m pytest -m gpu

@@ -19,9 +19,7 @@ from pydantic import Field, field_validator
 
 from pipeline.config import Config, nearest
 
-Reason = Literal[
-    "not an image", "truncated", "too small", "too large", "not square", "unsupported mode", "unreadable"
-]
+Reason = Literal["not an image", "truncated", "too small", "too large", "not square", "unsupported mode", "unreadable"]
 REASONS: tuple[str, ...] = get_args(Reason)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # a list, as Pillow's EPS reader runs a program
 TURNS = {
@@ -126,9 +124,7 @@ class Transform(Config):
         """The bytes to store; raises Rejected."""
         square = CROPS[self.crop](image)
         if square.width < self.size_px:
-            raise Rejected(
-                "too small", f"{image.width}x{image.height}, needs {self.size_px} px; nothing is enlarged"
-            )
+            raise Rejected("too small", f"{image.width}x{image.height}, needs {self.size_px} px; nothing is enlarged")
         square = to_rgb(square)
         if square.width != self.size_px:
             square = square.resize((self.size_px, self.size_px), FILTERS[self.filter])

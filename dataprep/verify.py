@@ -39,9 +39,7 @@ def verify(root: Path, progress: Callable[[int, int], None] | None = None) -> li
         if progress:
             progress(checked, total)
     known = {s.name for s in manifest.shards}
-    problems += [
-        f"{f}: not in {MANIFEST}; remove it" for f in sorted(root.glob("*.tar")) if f.name not in known
-    ]
+    problems += [f"{f}: not in {MANIFEST}; remove it" for f in sorted(root.glob("*.tar")) if f.name not in known]
     return problems
 
 
@@ -49,14 +47,10 @@ def _shard_problem(file: Path, shard: Shard, rows: np.ndarray | None, encoding: 
     if not file.is_file():
         return "is missing; copy it again or prepare anew"
     if file.stat().st_size != shard.bytes:
-        return (
-            f"has {file.stat().st_size} bytes, the manifest says {shard.bytes}; copy it again or prepare anew"
-        )
+        return f"has {file.stat().st_size} bytes, the manifest says {shard.bytes}; copy it again or prepare anew"
     with open(file, "rb") as f:
         if hashlib.file_digest(f, "sha256").hexdigest() != shard.sha256:
-            return (
-                "its sha256 is not the manifest's (damaged or another shard); copy it again or prepare anew"
-            )
+            return "its sha256 is not the manifest's (damaged or another shard); copy it again or prepare anew"
     return None if rows is None else _row_problem(file, rows, encoding)
 
 
@@ -70,9 +64,7 @@ def _row_problem(file: Path, rows: np.ndarray, encoding: str) -> str | None:
             elif member.name.endswith(".json"):
                 labels.append(json.loads(tar.extractfile(member).read())["label"])  # type: ignore[union-attr]
     if len(images) != len(rows) or len(labels) != len(rows):
-        return (
-            f"holds {len(images)} images and {len(labels)} labels, the index says {len(rows)}; prepare anew"
-        )
+        return f"holds {len(images)} images and {len(labels)} labels, the index says {len(rows)}; prepare anew"
     for row, (offset, length), label in zip(rows, images, labels, strict=True):
         if (row["offset"], row["length"], row["label"]) != (offset, length, label):
             return f"index row {row.item()} does not point at the image at byte {offset}; prepare anew"

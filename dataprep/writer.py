@@ -121,9 +121,7 @@ def _held(out: Path) -> Iterator[bool]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise UserError(
-                f"out={str(out)!r}: another `graticule prep` is writing there; let it finish"
-            ) from e
+            raise UserError(f"out={str(out)!r}: another `graticule prep` is writing there; let it finish") from e
         except OSError:
             pass  # a file system without locks: one run at a time is then up to the user
         yield made
@@ -135,9 +133,7 @@ def _finished(out: Path, source: Source, transform: Transform, plan: str) -> Man
     manifest = load_manifest(out)
     if manifest.plan_sha256 != plan:
         wanted = {"source": source.name, **transform.model_dump()}
-        differing = [
-            f"{k} {getattr(manifest, k)}, not {v}" for k, v in wanted.items() if getattr(manifest, k) != v
-        ]
+        differing = [f"{k} {getattr(manifest, k)}, not {v}" for k, v in wanted.items() if getattr(manifest, k) != v]
         what = "; ".join(differing) or "other images or another shard size"
         raise UserError(f"out={str(out)!r}: holds a finished set made otherwise ({what}); give another --out")
     for name in os.listdir(out):
@@ -151,9 +147,7 @@ def _uncommitted(out: Path, jobs: Sequence[Job]) -> list[Job]:
     names = {n for n in os.listdir(out) if not TEMP.fullmatch(n)}
     expected = {n for j in jobs for n in (tar_path(j).name, mark_path(j).name)} | {MANIFEST, REJECTED}
     marked = {n for n in names if n.endswith(".done.json")}
-    strays = names - expected | {
-        n for n in names if n.endswith(".tar") and f"{n[:-4]}.done.json" not in marked
-    }
+    strays = names - expected | {n for n in names if n.endswith(".tar") and f"{n[:-4]}.done.json" not in marked}
     if not marked:
         strays |= names & {MANIFEST, REJECTED}
     todo, refused = [], None
@@ -221,9 +215,7 @@ def _publish(out: Path, source: Source, transform: Transform, jobs: Sequence[Job
         index += np.array(done.rows, dtype=RECORD).tobytes()
     count = len(index) // RECORD.itemsize
     if not count:
-        raise UserError(
-            f"PATH: none of {len(rejects)} images can be taken; the first is {refusal(rejects[0])}"
-        )
+        raise UserError(f"PATH: none of {len(rejects)} images can be taken; the first is {refusal(rejects[0])}")
     manifest = Manifest(
         source=source.name,
         **transform.model_dump(),

@@ -53,13 +53,22 @@ class TrainJob:
         return DelayedSubmission(self)
 
 
+def check_cluster(cluster: Cluster, nodes: int) -> None:
+    """Refuse what this cluster cannot do from here, before anything is written."""
+    if cluster.executor == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("cluster: sbatch is not on PATH; use --cluster local, or submit from the login node")
+    if cluster.executor == "local" and nodes > 1:
+        raise UserError(
+            f"nodes={nodes}: cluster {cluster.name!r} is this one machine; use --nodes 1 or a Slurm cluster"
+        )
+
+
 def submit(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) -> "submitit.Job[str]":
     """Queue a run, or start it on this machine in the background. UserError when that cannot work."""
     from submitit.core.utils import FailedJobError
 
     folder = folder.resolve()
-    if cluster.executor == "slurm" and shutil.which("sbatch") is None:
-        raise UserError("cluster: sbatch is not on PATH; use --cluster local, or submit from the login node")
+    check_cluster(cluster, nodes)
     if found := ledger.alive(folder):
         entry, state = found
         raise UserError(
@@ -92,16 +101,14 @@ def sbatch_text(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: 
 
 
 def _executor(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> Any:
-    return (_local if cluster.executor == "local" else _slurm)(place, cluster, nodes, gpus, name)
+    if cluster.executor == "local":
+        return _local(place, cluster, gpus, name)
+    return _slurm(place, cluster, nodes, gpus, name)
 
 
-def _local(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> Any:
+def _local(place: Path, cluster: Cluster, gpus: int, name: str) -> Any:
     import submitit
 
-    if nodes > 1:
-        raise UserError(
-            f"nodes={nodes}: cluster {cluster.name!r} is this one machine; use --nodes 1 or a Slurm cluster"
-        )
     # submitit's controller hides the GPUs or narrows them to the first few: give back what is visible here
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     see = "unset CUDA_VISIBLE_DEVICES"

@@ -172,17 +172,20 @@ def submit(
 ) -> None:
     """Queue a run through submitit; the same recipe again resumes it."""
     from jobs.cluster import load_cluster
-    from jobs.submit import sbatch_text
+    from jobs.submit import check_cluster, sbatch_text
     from jobs.submit import submit as submit_job
-    from pipeline.plan import check, run_name
 
     place = load_cluster(cluster)
     run, exec_ = _configure(recipe, set_, tiny)
     exec_ = exec_.replace(nodes=nodes, gpus=gpus)
     if dry_run:
-        check(run, exec_)
-        print(sbatch_text(runs / run_name(run), place, nodes=nodes, gpus=gpus, name=run.recipe), end="")
+        from pipeline.plan import run_name
+        from pipeline.run import resolve
+
+        folder = runs / run_name(resolve(run, exec_, data))
+        print(sbatch_text(folder, place, nodes=nodes, gpus=gpus, name=run.recipe), end="")
         return
+    check_cluster(place, nodes)
     folder = _plan(run, exec_, data, runs, set_)
     job = submit_job(folder, place, nodes=nodes, gpus=gpus, name=run.recipe)
     print(f"submitted job {job.job_id} on {place.name}: {folder}")
@@ -235,7 +238,7 @@ def cancel(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Stop a run's job after a checkpoint, without queueing it again."""
     from jobs.status import cancel as cancel_job
 
-    print(cancel_job(run))
+    print(f"job {cancel_job(run)} of {run} is asked to save and end; the same recipe again resumes it")
 
 
 @app.command()

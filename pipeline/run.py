@@ -53,22 +53,23 @@ class Launch(Config):
     data: str
 
 
-def plan_run(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path, overrides: list[str]) -> Path:
-    """Check everything that can be checked without training, then make (or find) the run's folder.
-
-    Raises UserError in one line; nothing is written in that case.
-    """
+def resolve(run: RunConfig, exec_: ExecConfig, data: Path) -> RunConfig:
+    """The run on this data set: its dataset_id filled in, everything checked that can be without training."""
     check(run, exec_)
     manifest = load_manifest(data)
     check_data(run, manifest, data)
-    run = run.replace(data=run.data.replace(dataset_id=manifest.dataset_id))
+    return run.replace(data=run.data.replace(dataset_id=manifest.dataset_id))
+
+
+def plan_run(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path, overrides: list[str]) -> Path:
+    """Make, or find, the run's folder. Raises UserError in one line; nothing is written in that case."""
+    run = resolve(run, exec_, data)
     folder = runs.absolute() / run_name(run)
     launch = Launch(exec=exec_, data=str(data.absolute()))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        config = folder / "config.json"
-        if not config.exists():
-            write_atomic(config, run.to_json())
+        if not (folder / "config.json").exists():
+            write_atomic(folder / "config.json", run.to_json())
             write_atomic(folder / "overrides", "".join(f"{o}\n" for o in overrides))
         write_atomic(folder / "exec.json", launch.to_json())
     except OSError as e:
@@ -130,8 +131,7 @@ def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_
     log = RunLog(folder, run, exec_, engine)
     for problem in passed:
         log.event("passed over", training.nimg, checkpoint=problem)
-    log.start(training.nimg)
-    stream = batches(
+    stream = batches(  # before the mirror's thread exists, as its workers are forked
         data,
         seed=run.seed,
         mirror=run.data.mirror,
@@ -140,6 +140,7 @@ def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_
         slices=exec_.slices(run, engine.rank),
         workers=exec_.workers,
     )
+    log.start(training.nimg)
     schedule = Schedule(
         seed=run.seed,
         batch_size=run.batch_size,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load as load_safetensors
 
 MSPIE, CIPS = "mspie.table5_f", "cips.table3_main"
 SMALL = {  # a few thousand parameters, so that forty iterations take seconds
@@ -86,7 +86,9 @@ class Runner:
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor and number of the newest checkpoint, by name."""
     newest = max(folder.glob("checkpoints/[0-9]*"))
-    state = {f"{p.stem}.{k}": v for p in newest.glob("*.safetensors") for k, v in load_file(p).items()}
+    state = {
+        f"{p.stem}.{k}": v for p in newest.glob("*.safetensors") for k, v in load_safetensors(p.read_bytes()).items()
+    }
     for path in newest.glob("opt_*.pt"):
         for i, entry in torch.load(path, weights_only=True)["state"].items():
             state |= {f"{path.stem}.{i}.{k}": torch.as_tensor(v) for k, v in entry.items()}

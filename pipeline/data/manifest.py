@@ -72,23 +72,15 @@ def load_manifest(root: Path) -> Manifest:
     path = root / MANIFEST
     if not path.is_file():
         state = "is empty" if not any(root.iterdir()) else f"has no {MANIFEST}"
-        raise UserError(
-            f"data={str(root)!r} {state}: not a prepared data set; run (or finish) `graticule prep`"
-        )
+        raise UserError(f"data={str(root)!r} {state}: not a prepared data set; run (or finish) `graticule prep`")
     m = Manifest.from_json(path.read_text(errors="replace"), where=str(path))
     if m.identity() != m.dataset_id:
-        raise UserError(
-            f"{path}: dataset_id={m.dataset_id!r} does not match its content; prepare the set again"
-        )
+        raise UserError(f"{path}: dataset_id={m.dataset_id!r} does not match its content; prepare the set again")
     if m.count != sum(s.count for s in m.shards) or m.count_in != m.count + sum(m.rejected.values()):
-        raise UserError(
-            f"{path}: counts do not add up (in {m.count_in}, out {m.count}); prepare the set again"
-        )
+        raise UserError(f"{path}: counts do not add up (in {m.count_in}, out {m.count}); prepare the set again")
     index = root / INDEX
     if not index.is_file() or index.stat().st_size != m.count * RECORD.itemsize:
-        raise UserError(
-            f"{index}: missing or not {m.count} records; run `graticule prep` again to finish the set"
-        )
+        raise UserError(f"{index}: missing or not {m.count} records; run `graticule prep` again to finish the set")
     if hashlib.sha256(index.read_bytes()).hexdigest() != m.index_sha256:
         raise UserError(f"{index}: does not match {MANIFEST} (stale or damaged); prepare the set again")
     for shard in m.shards:
@@ -96,9 +88,7 @@ def load_manifest(root: Path) -> Manifest:
         size = file.stat().st_size if file.is_file() else -1
         if size != shard.bytes:
             seen = "is missing" if size < 0 else f"has {size} bytes"
-            raise UserError(
-                f"{file}: {seen}, the manifest says {shard.bytes}; copy the shard again or prepare anew"
-            )
+            raise UserError(f"{file}: {seen}, the manifest says {shard.bytes}; copy the shard again or prepare anew")
     return m
 
 

@@ -67,9 +67,7 @@ class ShardReader:
                 raise ValueError(f"{len(data)} of {length} bytes, shape {image.shape}")
         except Exception as e:  # decoders raise whatever they like on damaged bytes
             file, key = self.root / self.manifest.shards[shard].name, self._key(shard, offset)
-            raise DataError(
-                f"{file}: sample {i} (key {key}) cannot be read: {e}; run `graticule verify`"
-            ) from e
+            raise DataError(f"{file}: sample {i} (key {key}) cannot be read: {e}; run `graticule verify`") from e
         return np.ascontiguousarray(image.transpose(2, 0, 1)), label
 
     def _file(self, shard: int) -> int:

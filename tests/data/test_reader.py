@@ -108,9 +108,7 @@ def test_damage_is_an_error_that_names_shard_and_key(prepared, tmp_path, encodin
 
 
 def test_an_image_of_another_size_is_an_error(prepared, monkeypatch):
-    monkeypatch.setattr(
-        reader_module, "_decode", lambda data, encoding: np.zeros((12, 11, 3), dtype=np.uint8)
-    )
+    monkeypatch.setattr(reader_module, "_decode", lambda data, encoding: np.zeros((12, 11, 3), dtype=np.uint8))
     with pytest.raises(DataError, match=r"shard-00000\.tar.*shape \(12, 11, 3\)"):
         ShardReader(prepared("png")).read(0)
 
@@ -138,9 +136,7 @@ def test_position_k_is_image_order_of_k_mirrored_by_its_coin(prepared, mirror):
 def test_the_ranks_together_read_the_global_batch_of_one(prepared, world):
     whole = taken(stream(prepared("png")), 4 * 3)
     each = [taken(stream(prepared("png"), world, rank), 4 // world * 3) for rank in range(world)]
-    together = tuple(
-        torch.cat([e[part].unflatten(0, (3, -1)) for e in each], 1).flatten(0, 1) for part in (0, 1)
-    )
+    together = tuple(torch.cat([e[part].unflatten(0, (3, -1)) for e in each], 1).flatten(0, 1) for part in (0, 1))
     assert same(whole, together)  # type: ignore[arg-type]
 
 
@@ -172,9 +168,7 @@ def test_workers_ignore_the_signals_of_the_job(prepared):
             os.kill(worker.pid, number)  # type: ignore[arg-type]
     rest = taken(it, 39)
     assert all(w.is_alive() for w in workers)
-    assert same(
-        (torch.cat([first[0], rest[0]]), torch.cat([first[1], rest[1]])), taken(stream(prepared("png")), 40)
-    )
+    assert same((torch.cat([first[0], rest[0]]), torch.cat([first[1], rest[1]])), taken(stream(prepared("png")), 40))
     it.close()  # type: ignore[attr-defined]
     for worker in workers:
         worker.join(10)

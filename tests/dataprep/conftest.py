@@ -25,9 +25,7 @@ def images(tmp_path: Path) -> Callable[..., Path]:
         root = tmp_path / "images"
         for name in names:
             width, height = (size, size) if isinstance(size, int) else size
-            noise = np.random.default_rng(list(name.encode())).integers(
-                0, 256, (height, width, 3), dtype=np.uint8
-            )
+            noise = np.random.default_rng(list(name.encode())).integers(0, 256, (height, width, 3), dtype=np.uint8)
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noise).save(root / name)
         return root

@@ -111,9 +111,7 @@ def test_an_unknown_word_is_refused_with_the_known_ones(field):
 def test_no_metadata_reaches_the_output(encoding):
     exif = Image.Exif()
     exif[0x010E], exif[0x8298] = "a secret", "a secret"
-    source = open_image(
-        saved(noise(), "JPEG", exif=exif, icc_profile=b"a secret", comment=b"a secret", dpi=(7, 7))
-    )
+    source = open_image(saved(noise(), "JPEG", exif=exif, icc_profile=b"a secret", comment=b"a secret", dpi=(7, 7)))
     assert source.info["icc_profile"] == b"a secret"
     data = Transform(size_px=8, encoding=encoding)(source)
     assert b"secret" not in data

@@ -116,9 +116,7 @@ def test_two_workers_write_the_bytes_of_one(photos_set, tmp_path, contents):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_continues_to_the_bytes_of_an_undisturbed_one(photos_set, tmp_path, contents, workers):
     out = tmp_path / "set"
-    process = subprocess.Popen(
-        [sys.executable, "-c", PREP_PHOTOS, str(out), str(workers)], start_new_session=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", PREP_PHOTOS, str(out), str(workers)], start_new_session=True)
     while not list(out.glob("shard-*.tar")):
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.005)
@@ -179,9 +177,7 @@ def test_a_finished_set_is_returned_without_work(images, tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("state", ["finished", "killed"])
-def test_other_parameters_never_mix_into_a_folder(
-    images, tmp_path, contents, monkeypatch, change, message, state
-):
+def test_other_parameters_never_mix_into_a_folder(images, tmp_path, contents, monkeypatch, change, message, state):
     root, out = images("a.png", "b.png"), tmp_path / "set"
     with monkeypatch.context() as patch:
         if state == "killed":
@@ -290,11 +286,7 @@ def test_real_damaged_files_are_counted_to_the_last(real_images, tmp_path):
     source = Folder(real_images / "originals" / "nasty")
     manifest = prepare(source, tmp_path / "set", Transform(size_px=32), on_error="skip")
     assert manifest.count_in == len(source.entries(32)) == 54
-    assert (
-        manifest.count
-        == manifest.count_in - sum(manifest.rejected.values())
-        == len(ShardReader(tmp_path / "set"))
-    )
+    assert manifest.count == manifest.count_in - sum(manifest.rejected.values()) == len(ShardReader(tmp_path / "set"))
     assert verify(tmp_path / "set") == []
 
 

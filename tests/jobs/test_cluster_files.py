@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import LOCAL, Cluster, load_cluster
-from jobs.submit import _executor, sbatch_text
+from jobs.submit import _executor, sbatch_text, submit
 from pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -126,7 +126,7 @@ def test_local_runs_setup_and_env_in_each_process(tmp_path, monkeypatch):
 
 def test_local_refuses_two_nodes(tmp_path):
     with pytest.raises(UserError, match="nodes=2: cluster 'local' is this one machine"):
-        sbatch_text(tmp_path, LOCAL, nodes=2, gpus=1, name="x")
+        submit(tmp_path, LOCAL, nodes=2, gpus=1, name="x")
 
 
 @pytest.fixture

@@ -1,0 +1,42 @@
+"""The README is true: its commands exist with those options, its table is the recipes', its files are there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import typer
+
+from pipeline import cli
+from pipeline.recipes import FACTS, recipes
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_every_command_in_the_readme_exists_with_its_options():
+    commands = typer.main.get_command(cli.app).commands
+    lines = [line.split("#")[0] for line in TEXT.splitlines()] + re.findall(r"`(graticule [^`]+)`", TEXT)
+    seen = 0
+    for line in lines:
+        words = shlex.split(line) if "graticule " in line or "pipeline.cli" in line else []
+        start = next((i for i, w in enumerate(words) if w in ("graticule", "pipeline.cli")), None)
+        if start is None or words[start + 1 :] == [] or not line.lstrip().startswith(("graticule", "torchrun")):
+            continue
+        verb, *rest = words[start + 1 :]
+        options = {o for p in commands[verb].params for o in p.opts}
+        assert {w for w in rest if w.startswith("--")} <= options, line
+        seen += 1
+    assert seen > 10
+
+
+def test_the_table_of_recipes_is_that_of_the_recipes():
+    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"]
+    for r in recipes().values():
+        assert [f"`{r.name}`", *(r.facts[f] for f in FACTS)] in rows
+
+
+def test_every_file_and_make_target_that_it_names_exists():
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", TEXT):
+        assert (ROOT / path).is_file(), path
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"make ([a-z-]+)", TEXT)) <= targets
