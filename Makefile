@@ -13,8 +13,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+# DEMO='--method cips' trains the other method.
 demo: setup
-	$(BIN)/graticule demo
+	$(BIN)/graticule demo $(DEMO)
 
 # The README's picture.
 docs/demo.png: setup

@@ -29,11 +29,11 @@ from pipeline.tracking.registry import fetch, register
 
 RECIPES = {"mspie": "mspie.table5_f", "cips": "cips.table3_main"}
 SETTINGS = {  # what makes a few minutes of a tiny network worth looking at
-    "mspie": ["total_kimg=16", "family.r1_gamma=1"],
-    "cips": ["total_kimg=16", "family.r1_gamma=1"],
+    "mspie": ["total_kimg=20", "family.r1_gamma=1"],
+    "cips": ["total_kimg=20", "family.r1_gamma=1"],
 }
 EXEC = ["exec.status_kimg=0.25", "exec.checkpoint_kimg=2", "exec.sample_kimg=4", "exec.workers=1"]
-SEEDS, ALIAS, POLL_SEC = range(8), "demo", 0.5
+WIDTH_PX, ALIAS, POLL_SEC = 512, "demo", 0.5
 
 
 def run_demo(method: str, out: Path, overrides: list[str]) -> None:
@@ -66,7 +66,7 @@ def run_demo(method: str, out: Path, overrides: list[str]) -> None:
     fetched = fetch(model, runs)
     G = load_generator(fetched / "config.json", fetched / "G_ema.safetensors")
     picture = out / f"{method}.png"
-    save_png(picture, _rows([generate(G, SEEDS, size) for size in sizes]))
+    save_png(picture, _rows([generate(G, range(WIDTH_PX // size[1]), size) for size in sizes]))
 
     uri = tracking_uri(runs)
     print(f"\ndone in {time.monotonic() - began:.0f} s, {run_status(folder).attempts} attempts of one run")
@@ -115,9 +115,9 @@ def _is_rank(process: psutil.Process, folder: Path) -> bool:
 
 
 def _rows(parts: list[np.ndarray]) -> np.ndarray:
-    """One row a size, left-aligned on white."""
+    """One row a size, as many of the same latents as fit, left-aligned on white."""
     rows = [grid(images, columns=len(images)) for images in parts]
-    canvas = np.full((sum(r.shape[0] for r in rows), max(r.shape[1] for r in rows), 3), 255, np.uint8)
+    canvas = np.full((sum(r.shape[0] for r in rows), WIDTH_PX, 3), 255, np.uint8)
     top = 0
     for r in rows:
         canvas[top : top + r.shape[0], : r.shape[1]] = r
