@@ -63,18 +63,23 @@ def check_cluster(cluster: Cluster, nodes: int) -> None:
         )
 
 
-def submit(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) -> "submitit.Job[str]":
-    """Queue a run, or start it on this machine in the background. UserError when that cannot work."""
-    from submitit.core.utils import FailedJobError
-
-    folder = folder.resolve()
-    check_cluster(cluster, nodes)
+def check_free(folder: Path) -> None:
+    """Refuse a run that a job is working on, before anything of it is touched."""
     if found := ledger.alive(folder):
         entry, state = found
         raise UserError(
             f"run={str(folder)!r} has job {entry.job_id} already ({state.lower()} on {entry.cluster}); "
             "wait for it, or graticule cancel it first"
         )
+
+
+def submit(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) -> "submitit.Job[str]":
+    """Queue a run, or start it on this machine in the background. UserError when that cannot work."""
+    from submitit.core.utils import FailedJobError
+
+    folder = folder.resolve()
+    check_cluster(cluster, nodes)
+    check_free(folder)
     number = ledger.claim(folder)
     executor = _executor(ledger.number_folder(folder, number), cluster, nodes, gpus, name)
     try:

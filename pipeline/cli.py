@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed while working, 2 the user's words are off (one line on stderr, no traceback).
 """
 
+import json
 import os
 import sys
 from datetime import timedelta
@@ -76,7 +77,7 @@ def prep(
         raise UserError(f"prep: {complaint(e, Transform)}") from e
     if on_error not in ("stop", "skip"):
         raise UserError(f"on-error={on_error!r}: expected stop or skip")
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         bar = progress.add_task(f"prep {source}", total=None)
         manifest = prepare(
             open_source(source, path),
@@ -131,7 +132,7 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
 
     run, exec_ = _configure(recipe, set_, tiny)
     check(run, exec_)
-    print(run.to_json() + exec_.to_json(), end="")
+    print(json.dumps({**run.model_dump(mode="json"), "exec": exec_.model_dump(mode="json")}, indent=2))
     print(f"# {run_name(run)} (before the data set is known)")
     for name, count in parameters(run.family).items():
         sizes = ", ".join(f"{macs / 1e9:.4g} G at {h}x{w}" for (h, w), macs in multiply_adds(run.family, name).items())
@@ -151,9 +152,11 @@ def train(recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: 
         exec_ = exec_.replace(nodes=max(1, world.size // world.local_size), gpus=world.local_size)
     else:
         world = join(exec_.nodes, exec_.gpus)
-    from pipeline.run import train_folder
+    from jobs.submit import check_free
+    from pipeline.run import folder_of, plan_run, train_folder
 
-    folder = _plan(run, exec_, data, runs, set_)
+    check_free(folder_of(run, exec_, data, runs))
+    folder = plan_run(run, exec_, data, runs, set_ or [])
     if train_folder(folder, should_stop=flag) == "stopped":
         requeue(flag, world.rank)
 
@@ -172,21 +175,20 @@ def submit(
 ) -> None:
     """Queue a run through submitit; the same recipe again resumes it."""
     from jobs.cluster import load_cluster
-    from jobs.submit import check_cluster, sbatch_text
+    from jobs.submit import check_cluster, check_free, sbatch_text
     from jobs.submit import submit as submit_job
+    from pipeline.run import folder_of, plan_run
 
     place = load_cluster(cluster)
     run, exec_ = _configure(recipe, set_, tiny)
     exec_ = exec_.replace(nodes=nodes, gpus=gpus)
+    folder = folder_of(run, exec_, data, runs)
     if dry_run:
-        from pipeline.plan import run_name
-        from pipeline.run import resolve
-
-        folder = runs / run_name(resolve(run, exec_, data))
         print(sbatch_text(folder, place, nodes=nodes, gpus=gpus, name=run.recipe), end="")
         return
     check_cluster(place, nodes)
-    folder = _plan(run, exec_, data, runs, set_)
+    check_free(folder)
+    plan_run(run, exec_, data, runs, set_ or [])
     job = submit_job(folder, place, nodes=nodes, gpus=gpus, name=run.recipe)
     print(f"submitted job {job.job_id} on {place.name}: {folder}")
     print(f"follow it with: graticule status --runs {runs}; graticule logs {folder}")
@@ -295,8 +297,7 @@ def doctor(cluster: Annotated[str | None, typer.Option(help="Also check this clu
     """What this machine and cluster can do, with the mend for what they can't."""
     from jobs.doctor import checks
 
-    marks = {True: "ok  ", False: "FAIL", None: "--  "}
-    found = checks(cluster)
+    found, marks = checks(cluster), {True: "ok  ", False: "FAIL", None: "--  "}
     for c in found:
         print(f"{marks[c.ok]} {c.name:<22} {c.found}" + (f"  ->  {c.mend}" if c.ok is not True and c.mend else ""))
     if any(c.ok is False for c in found):
@@ -329,12 +330,6 @@ def _configure(recipe: str, assignments: list[str] | None, tiny: bool) -> "tuple
 
     run = find(recipe).make()
     return override_all(run.tiny() if tiny else run, ExecConfig(), assignments or [])
-
-
-def _plan(run: "RunConfig", exec_: "ExecConfig", data: Path, runs: Path, assignments: list[str] | None) -> Path:
-    from pipeline.run import plan_run
-
-    return plan_run(run, exec_, data, runs, assignments or [])
 
 
 def _weights(model: str, runs: Path) -> tuple[Path, Path]:

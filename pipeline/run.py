@@ -61,6 +61,11 @@ def resolve(run: RunConfig, exec_: ExecConfig, data: Path) -> RunConfig:
     return run.replace(data=run.data.replace(dataset_id=manifest.dataset_id))
 
 
+def folder_of(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path) -> Path:
+    """Where this run lives, or will; checks what `resolve` checks and writes nothing."""
+    return runs.absolute() / run_name(resolve(run, exec_, data))
+
+
 def plan_run(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path, overrides: list[str]) -> Path:
     """Make, or find, the run's folder. Raises UserError in one line; nothing is written in that case."""
     run = resolve(run, exec_, data)
@@ -76,19 +81,17 @@ def plan_run(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path, override
         raise UserError(
             f"runs={str(runs)!r} cannot be written ({e.strerror}); choose another folder with --runs"
         ) from e
-    read_run(folder)
+    if read_run(folder) != run:
+        raise UserError(f"{folder / 'config.json'} was changed since the run began; move the folder away or restore it")
     return folder
 
 
 def read_run(folder: Path) -> RunConfig:
-    """A folder's RunConfig; UserError when it is no run or its configuration does not fit its name."""
+    """A folder's RunConfig; UserError when it is no run."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"run={str(folder)!r} has no config.json: not a run folder (`graticule status` lists runs)")
-    run = RunConfig.from_json(path.read_text(), where=str(path))
-    if not folder.name.endswith(fingerprint(run)):
-        raise UserError(f"{path} is configuration {fingerprint(run)}, not that of {folder.name}; start the run anew")
-    return run
+    return RunConfig.from_json(path.read_text(), where=str(path))
 
 
 def model_name(run: RunConfig) -> str:
@@ -111,10 +114,13 @@ def train_folder(folder: Path, *, should_stop: Callable[[], bool]) -> Outcome:
     launch = Launch.from_json((folder / "exec.json").read_text(), where=str(folder / "exec.json"))
     check(run, launch.exec)
     engine = Engine(run.precision, launch.exec.world())
+    failed = True
     try:
-        return _train(folder, run, launch, engine, should_stop)
+        outcome = _train(folder, run, launch, engine, should_stop)
+        failed = False
+        return outcome
     finally:
-        engine.close()
+        engine.close(failed=failed)
 
 
 def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_stop: Callable[[], bool]) -> Outcome:

@@ -5,12 +5,14 @@ Each code exists in two conventions. "release": what the published weights were 
 its look-up renumbers them, so its positions always are 1..n from the top left; "paper" does centre them.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+CPU = torch.device("cpu")
 Convention = Literal["release", "paper"]
 
 
@@ -58,6 +60,15 @@ def cartesian(size: tuple[int, int], convention: Convention = "release") -> Floa
     return torch.stack([x, y] if convention == "release" else [y, x]).float()
 
 
-def pixel_coordinates(size: tuple[int, int]) -> Float[Tensor, "p 2"]:
+@lru_cache(maxsize=8)
+def pixel_coordinates(size: tuple[int, int], device: torch.device = CPU) -> Float[Tensor, "p 2"]:
     """(x, y) of every pixel, row by row, end pixels exactly at -1 and 1 (CIPS, Section 3)."""
-    return cartesian(size).flatten(1).T.contiguous()
+    return cartesian(size).flatten(1).T.contiguous().to(device)
+
+
+@lru_cache(maxsize=32)
+def head_code(
+    kind: Literal["csg", "spe"], channels: int, size: tuple[int, int], convention: Convention, device: torch.device
+) -> Float[Tensor, "c h w"]:
+    """A code on its device; kept, as each iteration asks for it again."""
+    return (cartesian(size, convention) if kind == "csg" else sinusoidal(channels, size, convention)).to(device)

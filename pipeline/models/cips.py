@@ -156,7 +156,7 @@ class CIPSGenerator(nn.Module):
         maps = None
         if self.cfg.noise and noise is not None:
             maps = noise_maps(noise, [(h * w, 1)] * len(self.layers), ws.device)
-        coords = pixel_coordinates(size).to(ws.device)
+        coords = pixel_coordinates(size, ws.device)
         if size == self.native_size:  # every embedding is its own pixel's: no look-up
             colours = self._colours(ws, coords, self.embedding.weight, maps)
         else:

@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.layers.equalized import lrelu
 from pipeline.layers.modulated import ModulatedConv2d
 from pipeline.layers.noise import noise_maps
-from pipeline.layers.posenc import Convention, cartesian, sinusoidal
+from pipeline.layers.posenc import Convention, head_code
 from pipeline.layers.resample import bilinear_up, fir_up
 from pipeline.models.stylegan2 import Mapping, channels_at
 from pipeline.spec import UserError
@@ -128,11 +128,9 @@ class MSPIEGenerator(nn.Module):
         build_at = grid if self.cfg.resize == "expand" else (HEAD_PX, HEAD_PX)
         if self.cfg.head == "const":
             code = self.const
-        elif self.cfg.head == "csg":
-            code = cartesian(build_at, self.cfg.convention)
         else:
-            code = sinusoidal(self.head_channels, build_at, self.cfg.convention)
-        code = code.to(next(self.parameters()).device)
+            device = self.to_rgbs[0].get_parameter("bias").device
+            code = head_code(self.cfg.head, self.head_channels, build_at, self.cfg.convention, device)
         if code.shape[1:] == grid:
             return code
         return F.interpolate(code[None], size=grid, mode="bilinear", align_corners=True)[0]

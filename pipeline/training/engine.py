@@ -126,10 +126,14 @@ class Engine:
             for t in tensors:
                 dist.broadcast(t, src=0)
 
-    def close(self) -> None:
-        """Leave the process group; another engine may be made in this process afterwards."""
-        if self.world > 1:
+    def close(self, *, failed: bool) -> None:
+        """Leave the process group; another engine may be made in this process afterwards.
+
+        A rank that failed does not wait for the others, who may be waiting for it: its exit ends the job.
+        """
+        if self.world > 1 and not failed:
             dist.barrier(group=self._control)
             dist.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
+        if self.world == 1 or not failed:
+            AcceleratorState._reset_state(reset_partial_state=True)
         os.environ.pop("ACCELERATE_MIXED_PRECISION", None)

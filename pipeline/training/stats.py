@@ -16,25 +16,27 @@ class Stats:
     """Sums and counts by name."""
 
     def __init__(self) -> None:
-        self._own: dict[str, Tensor] = {}  # [sum, count] of this rank since the last reduction
+        self._sums: dict[str, Tensor] = {}  # of this rank since the last reduction, on its device
+        self._counts: dict[str, int] = {}
         self._total: dict[str, tuple[float, float]] = {}  # of all ranks before that
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         """Per-sample values, by name."""
         for name, value in terms.items():
-            value = value.detach()
-            pair = torch.stack([value.sum(dtype=torch.float64), value.new_tensor(len(value), dtype=torch.float64)])
-            self._own[name] = self._own[name] + pair if name in self._own else pair
+            own = value.detach().sum(dtype=torch.float64)
+            self._sums[name] = self._sums[name] + own if name in self._sums else own
+            self._counts[name] = self._counts.get(name, 0) + len(value)
 
     def totals(self, engine: Engine) -> dict[str, tuple[float, float]]:
         """(sum, count) over all ranks since the last `take`; every rank calls it and gets the same."""
-        names = sorted(self._own)
-        flat = torch.stack([self._own[n] for n in names]).flatten().tolist() if names else []
-        sums = engine.sum(flat)
-        for i, name in enumerate(names):
-            s, n = self._total.get(name, (0.0, 0.0))
-            self._total[name] = (s + sums[2 * i], n + sums[2 * i + 1])
-        self._own.clear()
+        names = sorted(self._sums)
+        own = torch.stack([self._sums[n] for n in names]).tolist() if names else []
+        reduced = engine.sum([*own, *(self._counts[n] for n in names)])
+        for name, more, n_more in zip(names, reduced[: len(names)], reduced[len(names) :], strict=True):
+            total, n = self._total.get(name, (0.0, 0.0))
+            self._total[name] = (total + more, n + n_more)
+        self._sums.clear()
+        self._counts.clear()
         return dict(self._total)
 
     def take(self, engine: Engine) -> dict[str, float]:
@@ -44,5 +46,6 @@ class Stats:
         return means
 
     def restore(self, totals: Mapping[str, tuple[float, float]]) -> None:
-        self._own.clear()
-        self._total = {name: (s, n) for name, (s, n) in totals.items()}
+        self._sums.clear()
+        self._counts.clear()
+        self._total = dict(totals)
