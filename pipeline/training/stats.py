@@ -31,7 +31,7 @@ class Stats:
         """(sum, count) over all ranks since the last `take`; every rank calls it and gets the same."""
         names = sorted(self._sums)
         own = torch.stack([self._sums[n] for n in names]).tolist() if names else []
-        reduced = engine.sum([*own, *(self._counts[n] for n in names)])
+        reduced = engine.sum([*own, *(float(self._counts[n]) for n in names)])
         for name, more, n_more in zip(names, reduced[: len(names)], reduced[len(names) :], strict=True):
             total, n = self._total.get(name, (0.0, 0.0))
             self._total[name] = (total + more, n + n_more)
