@@ -86,7 +86,7 @@ def _torchvision() -> Check:
 
 def _deepspeed() -> Check:
     if _version("deepspeed") is None:
-        return Check("deepspeed", None, "absent", "pip install 'graticule[deepspeed]' for exec.engine=deepspeed")
+        return Check("deepspeed", None, "absent", "pip install 'graticule[deepspeed]'")
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
     locks = list(root.glob("**/deepspeed_shm_comm/lock"))
     if locks:

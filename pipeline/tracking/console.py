@@ -8,9 +8,9 @@ from typing import Any
 
 
 def tick(record: Mapping[str, Any], total_kimg: float) -> str:
-    """`kimg 12.0/400.0 (3.0%)  img/s 35.1  s/kimg 28.5  eta 3h04m  D/adv 1.23  gpumem 5.2`."""
+    """`kimg 12/400 (3.0%)  img/s 35.1  s/kimg 28.5  eta 3h04m  D/adv 1.23  gpumem 5.2`."""
     values, kimg = record["metrics"], record["nimg"] / 1000
-    parts = [f"kimg {kimg:.1f}/{total_kimg:.1f} ({100 * kimg / total_kimg:.1f}%)"]
+    parts = [f"kimg {kimg:.6g}/{total_kimg:g} ({100 * kimg / total_kimg:.1f}%)"]
     if sec_per_kimg := values.get("Timing/sec_per_kimg"):
         eta = duration(max(total_kimg - kimg, 0) * sec_per_kimg)
         parts += [f"img/s {1000 / sec_per_kimg:.1f}", f"s/kimg {sec_per_kimg:.1f}", f"eta {eta}"]

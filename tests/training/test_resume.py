@@ -3,7 +3,6 @@
 Real processes, real SIGKILL, real photographs. Each comparison covers G, D, G_ema and both optimizers.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -19,17 +18,24 @@ from tests.runs import CIPS, MSPIE, assert_bitwise_equal, final_state
 
 
 def kill_at_random(runner, *sets: str, ranks: int = 1) -> int:
-    """SIGKILL every process at a random moment of the run; returns the nimg that a resume must start from."""
-    process = runner.start(*sets, ranks=ranks)
-    for _ in range(2400):
-        if list(runner.runs.glob("*/events.jsonl")):
-            break
+    """SIGKILL every process at a random moment of the run's 480 images, 60 from checkpoint to checkpoint.
+
+    Returns the nimg that a resume must start from.
+    """
+    moment, process = random.Random().uniform(0, 400), runner.start(*sets, ranks=ranks)
+    deadline = time.monotonic() + 120
+    while not list(runner.runs.glob("*/events.jsonl")) or saved_nimg(runner) < moment - 60:
         assert process.poll() is None, f"training ended early with {process.returncode}"
-        time.sleep(0.05)
-    time.sleep(random.Random().uniform(0, 4.0))
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(moment % 60 / 60 * 0.2)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    return saved_nimg(runner)
+
+
+def saved_nimg(runner) -> int:
     return max((int(p.name) for p in runner.folder().glob("checkpoints/[0-9]*")), default=0)
 
 
