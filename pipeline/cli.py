@@ -115,19 +115,19 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.recipes import FACTS
+    from pipeline.recipes import COLUMNS
     from pipeline.recipes import recipes as all_recipes
 
-    table = Table("recipe", "what", *(fact.lower() for fact in FACTS))
+    table = Table("recipe", "what", *(fact.lower() for fact in COLUMNS))
     for r in all_recipes().values():
-        table.add_row(r.name, r.title, *(r.facts[fact] for fact in FACTS))
+        table.add_row(r.name, r.title, *(r.facts[fact] for fact in COLUMNS))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command()
 def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
     """The resolved configuration, and parameters and multiply-adds of each network."""
-    from pipeline.cost import multiply_adds, parameters
+    from pipeline.cost import multiply_adds, parameters, training_flop
     from pipeline.plan import check, run_name
 
     run, exec_ = _configure(recipe, set_, tiny)
@@ -137,6 +137,8 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
     for name, count in parameters(run.family).items():
         sizes = ", ".join(f"{macs / 1e9:.4g} G at {h}x{w}" for (h, w), macs in multiply_adds(run.family, name).items())
         print(f"# {name}: {count:,} parameters; multiply-adds an image: {sizes}")
+    flop = training_flop(run.family)
+    print(f"# training: {flop / 1e12:.4g} TFLOP an image, {flop * run.total_kimg * 1e3 / 1e18:.4g} EFLOP in all")
 
 
 @app.command()

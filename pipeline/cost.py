@@ -29,14 +29,24 @@ def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]
     net, n = _nets(family)[name], family.group
     counted = {}
     for size in family.sizes():
-        with torch.device("meta"), torch.no_grad(), _counter() as counter:
+        with torch.device("meta"), torch.no_grad(), _counter() as count:
             if name == "G":
                 w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
                 net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
             else:
                 net(torch.zeros(n, 3, *size))
-        counted[size] = counter.get_total_flops() // 2 // n
+        counted[size] = count.get_total_flops() // 2 // n
     return counted
+
+
+def training_flop(family: FamilyConfig) -> float:
+    """Floating-point operations (two a multiply-add) that training spends on one image, over all sizes."""
+    probs = dict(zip(family.sizes(), family.size_probs(), strict=True))
+    return sum(
+        2 * passes * probs[size] * macs
+        for name, passes in family.passes().items()
+        for size, macs in multiply_adds(family, name).items()
+    )
 
 
 def _counter() -> FlopCounterMode:

@@ -97,6 +97,14 @@ class FamilyConfig(Config, ABC):
         """Trained (height, width)s."""
 
     @abstractmethod
+    def size_probs(self) -> tuple[float, ...]:
+        """How often each of `sizes` is trained at."""
+
+    @abstractmethod
+    def passes(self) -> dict[str, float]:
+        """Network -> what an image costs in training, in forward passes of that network."""
+
+    @abstractmethod
     def tiny(self) -> "FamilyConfig":
         """The same method, small enough for two CPU cores."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from pipeline import cli
-from pipeline.recipes import FACTS, recipes
+from pipeline.recipes import COLUMNS, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -32,7 +32,7 @@ def test_every_command_in_the_readme_exists_with_its_options():
 def test_the_table_of_recipes_is_that_of_the_recipes():
     rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"]
     for r in recipes().values():
-        assert [f"`{r.name}`", *(r.facts[f] for f in FACTS)] in rows
+        assert [f"`{r.name}`", *(r.facts[f] for f in COLUMNS)] in rows
 
 
 def test_every_file_and_make_target_that_it_names_exists():

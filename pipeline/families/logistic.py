@@ -49,6 +49,13 @@ class LogisticConfig(FamilyConfig):
     def adam(self) -> dict[str, AdamSpec]:
         return {net: AdamSpec((0.0, self.beta2**ratio), self.eps) for net, ratio in self._ratios().items()}
 
+    def size_probs(self) -> tuple[float, ...]:
+        return (1.0,)
+
+    def passes(self) -> dict[str, float]:
+        """D's phase: a fake, then 2 forward and 4 backward; G's: 3 through G, 2 through the frozen D; R1 when due."""
+        return {"G": 1.0 + 3, "D": 6.0 + 2 + (6 / self.r1_interval if self.r1_gamma else 0)}
+
     def _ratios(self) -> dict[str, float]:
         intervals = {"G": self.G_interval, "D": self.r1_interval}
         return {net: k / (k + 1) for net, k in intervals.items()}

@@ -58,6 +58,17 @@ class MSPIEConfig(LogisticConfig):
         sides = [(HEAD_PX + s) << self.G.num_upblocks for s in self.scales]
         return tuple((side, side) for side in sides)
 
+    def size_probs(self) -> tuple[float, ...]:
+        return self.scale_probs
+
+    def passes(self) -> dict[str, float]:
+        """Path length adds 6 for each image that takes part: forward, its gradient, and the backward of both."""
+        plain, share = super().passes(), self._taking_part() / self.group / self.G_interval
+        return plain | {"G": plain["G"] + (6 * share if self.pl_weight else 0)}
+
+    def _taking_part(self) -> int:
+        return max(1, self.group // self.pl_batch_shrink)
+
     def tiny(self) -> "MSPIEConfig":
         small_g = self.G.replace(num_upblocks=3, channel_max=32, z_dim=32, w_dim=32, mapping_layers=2)
         small_d = self.D.replace(resolution_px=small_g.base_px(), channel_max=32)
@@ -103,8 +114,8 @@ class MSPIEConfig(LogisticConfig):
 
     def _path_length(self, G: Generator, step: Step) -> Terms:
         """Of each group of samples the first few take part, weighted so that the mean is theirs alone."""
-        n, taking_part = len(step.real), max(1, self.group // self.pl_batch_shrink)
-        picked = [i for i in range(n) if i % self.group < taking_part]
+        n = len(step.real)
+        picked = [i for i in range(n) if i % self.group < self._taking_part()]
         chance = step.chance.of(picked)
         ws = broadcast_w(G.mapping(chance.normal("pl_z", G.z_dim)), G.num_ws).contiguous()
         img = G.synthesis(ws, step.size, chance.seeds("pl_noise"))

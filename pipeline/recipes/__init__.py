@@ -1,7 +1,7 @@
 """Experiments as programs: every public function of a module here is a recipe `module.function`.
 
-A recipe returns a full RunConfig. Its docstring is a title line and then the lines Data:, Cost:, Published: and
-Measured:, which `graticule recipes` and the README's table show.
+A recipe returns a full RunConfig. Its docstring is a title line and then the lines Command:, Data:, Cost:,
+Published: and Measured:; the last four are the columns of `graticule recipes` and of the README's table.
 """
 
 import importlib
@@ -14,7 +14,8 @@ from pipeline.config import nearest
 from pipeline.plan import RunConfig
 from pipeline.spec import UserError
 
-FACTS = ("Data", "Cost", "Published", "Measured")
+COLUMNS = ("Data", "Cost", "Published", "Measured")
+FACTS = ("Command", *COLUMNS)
 
 
 @dataclass(frozen=True)

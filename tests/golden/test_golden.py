@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.cost import training_flop
 from pipeline.plan import RunConfig
 from pipeline.recipes import FACTS, recipes
 
@@ -47,4 +48,12 @@ def test_a_recipe_says_what_it_needs_and_what_was_published(name):
     recipe = recipes()[name]
     assert recipe.make().recipe == name
     assert set(recipe.facts) == set(FACTS)
-    assert all(recipe.facts[f] for f in ("Data", "Cost", "Published"))
+    assert all(recipe.facts[f] for f in ("Command", "Data", "Cost", "Published"))
+    assert name in recipe.facts["Command"]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_the_cost_in_the_docstring_is_the_counted_one(name):
+    run = recipes()[name].make()
+    flop = training_flop(run.family) * run.total_kimg * 1000
+    assert f"{flop / 1e18:.1f} EFLOP: {flop / 1e14 / 3600:.0f} GPU-hours" in recipes()[name].facts["Cost"]

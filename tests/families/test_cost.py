@@ -1,0 +1,61 @@
+"""The stated cost of training against operations counted while a tiny network really trains (CPU)."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from pipeline.cost import training_flop
+from pipeline.recipes import find
+from pipeline.spec import Batch
+from pipeline.training.engine import Engine
+from pipeline.training.loop import Training
+from pipeline.training.runner import run_phase, to_device
+
+
+class Count(TorchDispatchMode):
+    """Operations of matrix products and convolutions but the blurs; torch's own mode cannot see double backward."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            weight = next((a for a in args if isinstance(a, torch.Tensor) and a.shape[1:] == (1, 4, 4)), None)
+            if weight is None:
+                self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+@pytest.mark.parametrize("recipe", ["mspie.table5_f", "cips.table3_main"])
+def test_the_stated_training_cost_is_what_sixteen_iterations_spend(recipe):
+    """Sixteen iterations see R1 once and path length four times."""
+    config = find(recipe).make().family.tiny()
+    n, family = 2 * config.group, config.build(0)
+    engine = Engine("fp32", 1)
+    training, spent, expected = Training(family, engine), 0, 0.0
+    for nimg in range(0, 16 * n, n):
+        knobs = family.knobs(nimg)
+        batch = Batch(torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+        micro = to_device(family, batch, range(nimg, nimg + n), knobs.size, engine.device)
+        with Count() as count:
+            for phase in family.phases:
+                run_phase(
+                    phase,
+                    training.nets,
+                    training.optimizers[phase.net],
+                    [micro],
+                    knobs=knobs,
+                    seed=0,
+                    nimg=nimg,
+                    batch_size=n,
+                    feedback={"pl_mean": 0.0},
+                    engine=engine,
+                    stats=training.stats,
+                )
+        spent += count.total
+        at_this_size = tuple(float(size == knobs.size) for size in config.sizes())
+        changes = {"scale_probs": at_this_size} if recipe.startswith("mspie") else {}
+        expected += n * training_flop(config.replace(**changes))
+    engine.close(failed=False)
+    assert spent == pytest.approx(expected, rel=0.05)
