@@ -204,19 +204,11 @@ def status(runs: Runs = RUNS) -> None:
 
     from jobs.status import status as rows
 
-    table = Table("run", "state", "kimg", "s/kimg", "img/s", "to go", "saved kimg", "attempts", "jobs")
+    table = Table("run", "state", "kimg", "of", "s/kimg", "img/s", "to go", "saved kimg", "attempts", "jobs")
     for r in rows(runs):
-        table.add_row(
-            r.run,
-            r.state,
-            f"{r.kimg:g}" + (f" / {r.total_kimg:g}" if r.total_kimg else ""),
-            _number(r.sec_per_kimg),
-            _number(r.img_per_sec),
-            "" if r.eta_sec is None else str(timedelta(seconds=round(r.eta_sec))),
-            _number(r.checkpoint_kimg),
-            str(r.attempts),
-            ", ".join(r.job_ids),
-        )
+        left = "" if r.eta_sec is None else str(timedelta(seconds=round(r.eta_sec)))
+        speed = [_number(n) for n in (r.kimg, r.total_kimg, r.sec_per_kimg, r.img_per_sec)]
+        table.add_row(r.run, r.state, *speed, left, _number(r.checkpoint_kimg), str(r.attempts), ", ".join(r.job_ids))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -319,7 +311,7 @@ def demo(
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else f"{value:.6g}"
 
 
 def _keys(assignments: list[str] | None) -> set[str]:

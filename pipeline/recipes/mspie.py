@@ -9,7 +9,7 @@ def table5_f() -> RunConfig:
 
     Command: graticule submit mspie.table5_f --data DIR --cluster NAME --gpus 8
     Data: FFHQ at 512 px
-    Cost: 26.4 M images, 64.6 EFLOP: 179 GPU-hours at a sustained 100 TFLOP/s; the paper used 8 V100 of 32 GB
+    Cost: 26.4 M images, 64.5 EFLOP: 179 GPU-hours at a sustained 100 TFLOP/s; the paper used 8 V100 of 32 GB
     Published: FID 2.93 at 512 px, 4.27 at 256 px (25 M images, mean of three seeds)
     Measured:
     """
