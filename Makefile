@@ -33,8 +33,9 @@ lint: setup
 
 # A real Slurm on this machine; as root it also installs the distribution's packages where they are missing.
 test-slurm: setup
-	command -v slurmctld >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); }
+	command -v slurmctld >/dev/null || if test "$$(id -u)" = 0; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); \
+	else echo "install these packages first: $(SLURM_PACKAGES)"; exit 1; fi
 	slurm/lab.sh run $(abspath $(BIN))/python -m pytest -m slurm tests/slurm
 
 test-gpu: setup

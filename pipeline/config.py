@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,7 +140,7 @@ def fingerprint(config: Config) -> str:
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write under a temporary name in the same folder, fsync, rename: readers see all of it or none."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name}.{uuid.uuid4().int}.tmp")  # ranks of several hosts may write at once
     with open(temp, "wb") as f:
         f.write(data.encode() if isinstance(data, str) else data)
         f.flush()

@@ -18,7 +18,7 @@ from dataprep.sources import open_source
 from dataprep.transform import Transform
 from dataprep.writer import prepare
 from jobs.cluster import load_cluster
-from jobs.status import logs, run_status
+from jobs.status import cancel, logs, run_status
 from jobs.submit import submit
 from pipeline.plan import ExecConfig, override_all
 from pipeline.recipes import find
@@ -33,7 +33,8 @@ SETTINGS = {  # what makes a few minutes of a tiny network worth looking at
     "cips": ["total_kimg=20", "family.r1_gamma=1"],
 }
 EXEC = ["exec.status_kimg=0.25", "exec.checkpoint_kimg=2", "exec.sample_kimg=4", "exec.workers=1"]
-WIDTH_PX, ALIAS, POLL_SEC = 512, "demo", 0.5
+WIDTH_PX, ALIAS = 512, "demo"
+POLL_SEC, PATIENCE_SEC = 0.5, 15
 
 
 def run_demo(method: str, out: Path, overrides: list[str]) -> None:
@@ -54,7 +55,11 @@ def run_demo(method: str, out: Path, overrides: list[str]) -> None:
     if run_status(folder).state != "done":
         submit(folder, load_cluster("local"), nodes=1, gpus=exec_.gpus, name=run.recipe)
     print(f"3/5 training {run.total_kimg:g} kimg, with one preemption on purpose half-way", flush=True)
-    _watch(folder, run.total_kimg)
+    try:
+        _watch(folder, run.total_kimg)
+    except KeyboardInterrupt:
+        cancel(folder)
+        raise
 
     print("4/5 registering the model in MLflow", flush=True)
     name = model_name(run)
@@ -82,13 +87,14 @@ def _untrained(method: str) -> int:
 
 def _watch(folder: Path, total_kimg: float) -> None:
     """Show progress until the run is done; half-way, send its ranks the signal that a scheduler would."""
-    preempted, text = False, "{task.fields[kimg]:6.2f} kimg  {task.fields[speed]}  {task.fields[left]}"
+    preempted, ended, text = False, 0, "{task.fields[kimg]:6.2f} kimg  {task.fields[speed]}  {task.fields[left]}"
     columns = (TextColumn("    {task.description}"), BarColumn(), TextColumn(text))
     with Progress(*columns) as progress:
         bar = progress.add_task("starting", total=total_kimg, kimg=0.0, speed="", left="")
         say = progress.console.print
         while (row := run_status(folder)).state != "done":
-            if row.state in ("failed", "stopped") and not preempted:
+            ended = ended + 1 if row.state in ("failed", "stopped") else 0
+            if ended * POLL_SEC > PATIENCE_SEC:
                 raise RuntimeError(f"training ended early; see {', '.join(map(str, logs(folder)))}")
             preempted = preempted or _preempt_at(row.kimg, total_kimg / 2, folder, say)
             speed = f"{row.img_per_sec:.0f} img/s" if row.img_per_sec else ""
