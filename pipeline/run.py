@@ -131,6 +131,8 @@ def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_
     training = Training(family, engine)
     checkpoints = folder / "checkpoints"
     found, passed = engine.on_main(lambda: checkpoint.newest_valid(checkpoints))
+    if found is None and passed:
+        raise UserError(f"{checkpoints} holds no valid checkpoint ({'; '.join(passed)}); move it away to start anew")
     if found is not None:
         training.restore(checkpoint.load(found, fingerprint(run)))
 

@@ -20,7 +20,11 @@ def test_every_command_in_the_readme_exists_with_its_options():
     for line in lines:
         words = shlex.split(line) if "graticule " in line or "pipeline.cli" in line else []
         start = next((i for i, w in enumerate(words) if w in ("graticule", "pipeline.cli")), None)
-        if start is None or words[start + 1 :] == [] or not line.lstrip().startswith(("graticule", "torchrun", "accelerate")):
+        if (
+            start is None
+            or words[start + 1 :] == []
+            or not line.lstrip().startswith(("graticule", "torchrun", "accelerate"))
+        ):
             continue
         verb, *rest = words[start + 1 :]
         options = {o for p in commands[verb].params for o in p.opts}

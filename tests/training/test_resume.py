@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.run import newest_checkpoint
 from pipeline.tracking import jsonl
 from pipeline.training.checkpoint import problem_of
@@ -116,6 +117,15 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_said_so(runner):
     passed = [e for e in jsonl.read(folder / "events.jsonl") if e["event"] == "passed over"]
     assert len(passed) == 1
     assert "G.safetensors does not match" in json.dumps(passed)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over_by_itself(runner):
+    run = runner(CIPS)
+    folder = run.train_here("total_kimg=0.1")
+    for path in folder.glob("checkpoints/[0-9]*/D.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no valid checkpoint .*D\.safetensors.* move it away"):
+        run.train_here("total_kimg=0.1")
 
 
 def test_a_file_error_on_rank_zero_ends_every_rank_with_its_reason(runner):
