@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHA_TAG = "graticule.sha256"
 NIMG_TAG = "graticule.nimg"
-REQUIREMENTS = ("torch", "safetensors", "numpy", "pydantic", "pyyaml", "jaxtyping")
+REQUIREMENTS = ("torch", "safetensors", "numpy", "pillow", "pydantic", "pyyaml", "jaxtyping")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 

@@ -22,7 +22,7 @@ class Served(PythonModel):
         self.G = load_generator(Path(context.artifacts["config"]), Path(context.artifacts["weights"]))
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """`params`: size "48" or "48x64" (height x width; "" = largest trained), truncation_psi."""
+        """`params`: size "48" or "48x64" (height x width; "" = the native size), truncation_psi."""
         from pipeline.synthesis.sample import generate, parse_size
 
         given = params or {}
