@@ -67,5 +67,9 @@ class ModFC(nn.Module):
 
     def forward(self, x: Float[Tensor, "m p i"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n p o"]:
         """m is n, or 1 where all samples share their input."""
-        weights = self.weights(w)
-        return torch.matmul(x.expand(len(w), -1, -1), weights.to(x.dtype).mT)
+        device = x.device.type
+        if not x.is_meta and torch.is_autocast_enabled(device):
+            x = x.to(
+                torch.get_autocast_dtype(device)
+            )  # before a shared input is expanded: autocast would copy it n times
+        return torch.matmul(x.expand(len(w), -1, -1), self.weights(w).to(x.dtype).mT)
