@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from pipeline import cli
 from tests.runs import CIPS, GRATICULE, MSPIE
@@ -128,6 +129,17 @@ def test_a_checkpoint_of_another_recipe_is_refused(runner, graticule):
     code, _, err = graticule(*mine.command("total_kimg=0.032")[1:])
     assert code == 2
     assert "belongs to configuration" in err
+
+
+@pytest.mark.parametrize(("recipe", "trained", "untrained"), [(MSPIE, "48", "80x40"), (CIPS, "32", "20x50")])
+def test_sample_writes_a_grid_at_trained_sizes_and_at_one_never_trained(runner, graticule, recipe, trained, untrained):
+    folder = runner(recipe).train_here("total_kimg=0.048")
+    for size, (h, w) in ((trained, (int(trained), int(trained))), (untrained, map(int, untrained.split("x")))):
+        grid = folder / f"{size}.png"
+        code, out, err = graticule("sample", folder, "--seeds", "0-2", "--size", size, "--columns", 3, "--grid", grid)
+        assert code == 0, err
+        assert f"3 images of {h}x{w} px" in out
+        assert Image.open(grid).size == (3 * w, h)
 
 
 def test_training_goes_on_without_a_tracking_server(runner):
