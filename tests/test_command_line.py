@@ -139,7 +139,8 @@ def test_sample_writes_a_grid_at_trained_sizes_and_at_one_never_trained(runner, 
         code, out, err = graticule("sample", folder, "--seeds", "0-2", "--size", size, "--columns", 3, "--grid", grid)
         assert code == 0, err
         assert f"3 images of {h}x{w} px" in out
-        assert Image.open(grid).size == (3 * w, h)
+        with Image.open(grid) as picture:
+            assert picture.size == (3 * w, h)
 
 
 def test_training_goes_on_without_a_tracking_server(runner):
