@@ -42,7 +42,8 @@ def run_demo(method: str, out: Path, overrides: list[str]) -> None:
     began = time.monotonic()
     settings = [*SETTINGS[method], *EXEC, *overrides]
     run, exec_ = override_all(find(RECIPES[method]).make().tiny(), ExecConfig(), settings)
-    exec_ = exec_.replace(gpus=2 if (os.cpu_count() or 1) > 1 and run.batch_size % (2 * run.family.group) == 0 else 1)
+    gpus = 2 if (os.cpu_count() or 1) > 1 and run.batch_size % (2 * run.family.group) == 0 else 1
+    exec_ = exec_.replace(gpus=gpus, batch_gpu=run.batch_size // gpus)
     data, runs = out / f"photos-{run.data.size_px}px", out / "runs"
 
     print(f"1/5 photographs bundled with scikit-image and scikit-learn -> {data}", flush=True)

@@ -58,7 +58,7 @@ class ExecConfig(Config):
 
     nodes: int = Field(default=1, ge=1)
     gpus: int = Field(default=1, ge=1)  # ranks on each node: one a GPU, or one a process where there is none
-    batch_gpu: int | None = Field(default=None, ge=1)  # images of one forward; None: batch_size / (nodes * gpus)
+    batch_gpu: int | None = Field(default=None, ge=1)  # images of one forward; None: one mbstd_group, as published
     workers: int = Field(default=2, ge=0)  # loader processes a rank; 0: in the training process
     status_kimg: float = Field(default=4, gt=0)  # a line of metrics
     sample_kimg: float = Field(default=200, gt=0)  # a grid of fixed latents at every trained size
@@ -70,8 +70,8 @@ class ExecConfig(Config):
         return self.nodes * self.gpus
 
     def microbatch(self, run: RunConfig) -> int:
-        """Images of one forward on one rank."""
-        return self.batch_gpu or run.batch_size // self.world()
+        """Images of one forward on one rank. The default does not depend on the ranks, so neither do the bits."""
+        return self.batch_gpu or run.family.group
 
     def slices(self, run: RunConfig, rank: int) -> tuple[range, ...]:
         """This rank's microbatches as ranges of positions in the global batch."""
@@ -88,29 +88,21 @@ def override_all(run: RunConfig, exec_: ExecConfig, assignments: Iterable[str]) 
 
 def check(run: RunConfig, exec_: ExecConfig) -> None:
     """Refuse, in one line, a run whose shape cannot work. Cheap: called at submission and again at start."""
-    world, group = exec_.world(), run.family.group
-    if run.batch_size % world:
-        fits = ", ".join(str(n) for n in range(1, run.batch_size + 1) if _fits(run.batch_size, n, group))
+    world, group, batch_size = exec_.world(), run.family.group, run.batch_size
+    if batch_size % (world * group):
+        fits = [str(n) for n in range(1, batch_size + 1) if batch_size % (n * group) == 0]
         raise UserError(
-            f"batch_size={run.batch_size} does not divide over nodes*gpus={exec_.nodes}*{exec_.gpus}={world} ranks; "
-            f"use one of {fits} ranks or change batch_size"
+            f"batch_size={batch_size} over nodes*gpus={exec_.nodes}*{exec_.gpus}={world} ranks does not give each a "
+            f"multiple of family.D.mbstd_group={group}, whose statistics are taken inside one forward; "
+            + (f"use one of {', '.join(fits)} ranks" if fits else f"use a multiple of {group} as batch_size")
         )
-    local, micro = run.batch_size // world, exec_.microbatch(run)
-    if local % micro:
+    local, micro = batch_size // world, exec_.microbatch(run)
+    if local % micro or micro % group:
+        fits = [str(m) for m in range(group, local + 1, group) if local % m == 0]
         raise UserError(
-            f"exec.batch_gpu={micro} does not divide the {local} images of a rank (batch_size={run.batch_size} "
-            f"over {world}); use a divisor of {local}"
+            f"exec.batch_gpu={micro} must be a multiple of family.D.mbstd_group={group} and divide the {local} images "
+            f"of a rank; use one of {', '.join(fits)}"
         )
-    if micro % group:
-        fits = ", ".join(str(m) for m in range(group, local + 1, group) if local % m == 0) or "none at this world size"
-        raise UserError(
-            f"batch_gpu={micro} is not a multiple of family.D.mbstd_group={group}, whose statistics are taken over "
-            f"groups inside one forward; allowed here: {fits}"
-        )
-
-
-def _fits(batch_size: int, world: int, group: int) -> bool:
-    return batch_size % world == 0 and (batch_size // world) % group == 0
 
 
 def check_data(run: RunConfig, manifest: Manifest, root: Path) -> None:

@@ -75,7 +75,7 @@ def test_status_of_no_runs_is_an_empty_table(graticule, tmp_path):
         (["show", MSPIE, "--set", "batch_size"], "expected key=value"),
         (["show", MSPIE, "--set", "batch_size=25"], "mbstd_group=3"),
         (["show", MSPIE, "--set", "exec.gpus=7"], "use one of 1, 2, 4, 8 ranks"),
-        (["show", MSPIE, "--set", "exec.batch_gpu=5"], "does not divide the 24 images"),
+        (["show", MSPIE, "--set", "exec.batch_gpu=5"], "use one of 3, 6, 12, 24"),
         (["show", MSPIE, "--set", "exec.keep=1"], "exec.keep"),
         (["show", MSPIE, "--nonsense"], "No such option"),
         (["show"], "Missing argument"),

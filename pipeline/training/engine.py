@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.spec import UserError
 
@@ -66,17 +66,14 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def sum_grads(self, net: nn.Module) -> None:
-        """Sum gradients over ranks in place; a parameter without one gets zeros, so all ranks agree."""
-        params = list(net.parameters())
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        if self.world > 1:
-            flat = torch.cat([g.reshape(-1) for g in grads])
-            dist.all_reduce(flat)
-            parts = flat.split([g.numel() for g in grads])
-            grads = [part.view_as(p) for part, p in zip(parts, params, strict=True)]
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
+    def sum_grads(self, grads: list[Tensor]) -> list[Tensor]:
+        """Sum over ranks, in one flat all-reduce."""
+        if self.world == 1:
+            return grads
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        dist.all_reduce(flat)
+        parts = flat.split([g.numel() for g in grads])
+        return [part.view_as(g) for part, g in zip(parts, grads, strict=True)]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise float64 sum of host numbers over ranks."""

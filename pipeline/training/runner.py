@@ -25,6 +25,45 @@ class Microbatch:
     real: Tensor
 
 
+class GradientTree:
+    """Sums the gradients of microbatches in pairs, pairs of pairs and so on, in their order in the global batch.
+
+    Where each of two ranks holds half of 2^k microbatches, its sum is a branch of the tree that one rank would build:
+    one rank and two then compute the same bits. Costs one copy of the gradients for each level.
+    """
+
+    def __init__(self, net: nn.Module):
+        self._params = list(net.parameters())
+        self._branches: list[tuple[int, list[Tensor]]] = []  # (height, sums), higher ones first
+
+    def take(self) -> None:
+        """Move the gradients of one backward pass in; a parameter without one counts as zero."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
+        for p in self._params:
+            p.grad = None
+        height = 0
+        while self._branches and self._branches[-1][0] == height:
+            grads = _add(self._branches.pop()[1], grads)
+            height += 1
+        self._branches.append((height, grads))
+
+    def total(self) -> list[Tensor]:
+        """The sum of all that was taken."""
+        _, grads = self._branches.pop()
+        while self._branches:
+            grads = _add(self._branches.pop()[1], grads)
+        return grads
+
+    def give(self, grads: list[Tensor]) -> None:
+        """Hand gradients to the optimizer."""
+        for p, grad in zip(self._params, grads, strict=True):
+            p.grad = grad
+
+
+def _add(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    return [x.add_(y) for x, y in zip(a, b, strict=True)]
+
+
 def to_device(family: Family, batch: Batch, ids: Sequence[int], size: tuple[int, int], device: torch.device):
     """Move one microbatch over and bring it to this iteration's size."""
     img = batch.img.to(device, non_blocking=True)
@@ -51,7 +90,7 @@ def run_phase(
     for group in optimizer.param_groups:
         group["lr"] = knobs.lr[phase.net]
     optimizer.zero_grad(set_to_none=True)
-    due, window = phase.due(nimg // batch_size), Stats()
+    due, window, tree = phase.due(nimg // batch_size), Stats(), GradientTree(nets[phase.net])
     for micro in microbatches:
         step = Step(
             real=micro.real,
@@ -64,10 +103,11 @@ def run_phase(
             terms = phase.loss(nets, step)
         weighted = [terms[t] * phase.lazy.get(t, 1) for t in phase.terms if t in terms]
         engine.backward(torch.stack(weighted).sum() / batch_size)
+        tree.take()
         stats.add({f"Loss/{phase.name}/{name}": value for name, value in terms.items()})
         if phase.learn and due:
             window.add(terms)
-    engine.sum_grads(nets[phase.net])
+    tree.give(engine.sum_grads(tree.total()))
     optimizer.step()
     if phase.learn and due:
         return feedback | phase.learn(feedback, window.take(engine))

@@ -127,7 +127,7 @@ def _schedule(run: RunConfig, folder=None) -> Schedule:
         sample_kimg=1e6,
         checkpoint_kimg=1e6,
         keep=2,
-        slices=ExecConfig().slices(run, 0),
+        slices=ExecConfig(batch_gpu=run.batch_size).slices(run, 0),
         checkpoints=Path(folder or tempfile.mkdtemp()),
         fingerprint="x",
     )
