@@ -74,6 +74,7 @@ def run_status(run: Path, slurm: dict[str, str] | None = None) -> Row:
 
 def logs(run: Path) -> list[Path]:
     """Output files of the newest job, by rank, .out before .err."""
+    _check_run(run)
     entries = ledger.submissions(run)
     if not entries:
         return []
@@ -84,6 +85,7 @@ def logs(run: Path) -> list[Path]:
 
 def cancel(run: Path) -> str:
     """End the live job of a run and return its id; the job saves first if the grace time suffices."""
+    _check_run(run)
     found = ledger.alive(run)
     if found is None:
         raise UserError(f"run={str(run)!r} has no live job; `graticule status` lists runs and their jobs")
@@ -96,6 +98,11 @@ def cancel(run: Path) -> str:
             raise UserError(f"run={str(run)!r}: scancel {entry.job_id} failed: {done.stderr.strip()}")
     (entry.folder(run) / CANCELLED).touch()
     return entry.job_id
+
+
+def _check_run(run: Path) -> None:
+    if not (run / "config.json").is_file():
+        raise UserError(f"run={str(run)!r} has no config.json: not a run folder (`graticule status` lists runs)")
 
 
 def _state(run: Path, events: list[dict[str, Any]], slurm: dict[str, str] | None) -> State:

@@ -98,7 +98,10 @@ def sbatch_text(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: 
     """The file that `submit` would give to sbatch, or what it would start here. Changes nothing."""
     folder = folder.resolve()
     place = ledger.number_folder(folder, ledger.next_number(folder))
+    missing = [p for p in (place, *place.parents) if not p.exists()]  # deepest first
     executor = _executor(place, cluster, nodes, gpus, name)
+    for made in filter(Path.exists, missing):  # by submitit's constructor
+        made.rmdir()
     command = executor._submitit_command_str
     if cluster.executor == "slurm":
         return executor._make_submission_file_text(command, uid="")

@@ -168,8 +168,8 @@ def submit(
     recipe: str,
     data: Data,
     cluster: Annotated[str, typer.Option(help="local, a name in slurm/, or a TOML file.")] = "local",
-    nodes: Annotated[int, typer.Option(min=1)] = 1,
-    gpus: Annotated[int, typer.Option(min=1, help="Ranks on each node: one a GPU.")] = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, help="1 if not given.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Ranks on each node, one a GPU; 1 if not given.")] = None,
     set_: Sets = None,
     tiny: Tiny = False,
     runs: Runs = RUNS,
@@ -182,16 +182,20 @@ def submit(
     from pipeline.run import folder_of, plan_run
 
     place = load_cluster(cluster)
-    run, exec_ = _configure(recipe, set_, tiny)
-    exec_ = exec_.replace(nodes=nodes, gpus=gpus)
+    options = {"nodes": nodes, "gpus": gpus}
+    more = [f"exec.{name}={value}" for name, value in options.items() if value is not None]
+    if twice := _keys(more) & _keys(set_):
+        raise UserError(f"--set {min(twice)} and --{min(twice)[5:]} are both given; leave one out")
+    run, exec_ = _configure(recipe, [*(set_ or []), *more], tiny)
+    shape = {"nodes": exec_.nodes, "gpus": exec_.gpus, "name": run.recipe}
     folder = folder_of(run, exec_, data, runs)
     if dry_run:
-        print(sbatch_text(folder, place, nodes=nodes, gpus=gpus, name=run.recipe), end="")
+        print(sbatch_text(folder, place, **shape), end="")
         return
-    check_cluster(place, nodes)
+    check_cluster(place, exec_.nodes)
     check_free(folder)
     plan_run(run, exec_, data, runs, set_ or [])
-    job = submit_job(folder, place, nodes=nodes, gpus=gpus, name=run.recipe)
+    job = submit_job(folder, place, **shape)
     print(f"submitted job {job.job_id} on {place.name}: {folder}")
     print(f"follow it with: graticule status --runs {runs}; graticule logs {folder}")
 
@@ -204,6 +208,8 @@ def status(runs: Runs = RUNS) -> None:
 
     from jobs.status import status as rows
 
+    if not runs.is_dir():
+        raise UserError(f"runs={str(runs)!r}: no such folder; start a run, or say where they are with --runs")
     table = Table("run", "state", "kimg", "of", "s/kimg", "img/s", "to go", "saved kimg", "attempts", "jobs")
     for r in rows(runs):
         left = "" if r.eta_sec is None else str(timedelta(seconds=round(r.eta_sec)))

@@ -19,8 +19,8 @@ from dataprep.transform import Transform
 from dataprep.writer import prepare
 from jobs.cluster import load_cluster
 from jobs.status import cancel, logs, run_status
-from jobs.submit import submit
-from pipeline.plan import ExecConfig, override_all
+from jobs.submit import check_cluster, submit
+from pipeline.plan import ExecConfig, check, override_all
 from pipeline.recipes import find
 from pipeline.run import model_name, newest_checkpoint, plan_run
 from pipeline.synthesis.sample import generate, grid, load_generator, save_png
@@ -42,8 +42,12 @@ def run_demo(method: str, out: Path, overrides: list[str]) -> None:
     began = time.monotonic()
     settings = [*SETTINGS[method], *EXEC, *overrides]
     run, exec_ = override_all(find(RECIPES[method]).make().tiny(), ExecConfig(), settings)
-    gpus = 2 if (os.cpu_count() or 1) > 1 and run.batch_size % (2 * run.family.group) == 0 else 1
-    exec_ = exec_.replace(gpus=gpus, batch_gpu=run.batch_size // gpus)
+    if not any(o.startswith(("exec.gpus=", "exec.batch_gpu=")) for o in overrides):
+        gpus = 2 if (os.cpu_count() or 1) > 1 and run.batch_size % (2 * run.family.group) == 0 else 1
+        exec_ = exec_.replace(gpus=gpus, batch_gpu=run.batch_size // gpus)
+    cluster = load_cluster("local")
+    check_cluster(cluster, exec_.nodes)
+    check(run, exec_)
     data, runs = out / f"photos-{run.data.size_px}px", out / "runs"
 
     print(f"1/5 photographs bundled with scikit-image and scikit-learn -> {data}", flush=True)
@@ -54,7 +58,7 @@ def run_demo(method: str, out: Path, overrides: list[str]) -> None:
     folder = plan_run(run, exec_, data, runs, settings)
     print(f"2/5 {run.recipe} (tiny) on {exec_.gpus} ranks through submitit -> {folder}", flush=True)
     if run_status(folder).state != "done":
-        submit(folder, load_cluster("local"), nodes=1, gpus=exec_.gpus, name=run.recipe)
+        submit(folder, cluster, nodes=exec_.nodes, gpus=exec_.gpus, name=run.recipe)
     print(f"3/5 training {run.total_kimg:g} kimg, with one preemption on purpose half-way", flush=True)
     try:
         _watch(folder, run.total_kimg)

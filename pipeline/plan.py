@@ -28,7 +28,7 @@ class DataConfig(Config):
 class RunConfig(Config):
     """What changes results."""
 
-    recipe: str
+    recipe: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")  # names the run's folder
     family: Annotated[FamilyConfig, *by_kind(KINDS)]
     data: DataConfig
     batch_size: int = Field(ge=1)  # images of one iteration over all ranks

@@ -93,13 +93,17 @@ def test_status_of_no_runs_is_an_empty_table(graticule, tmp_path):
         (["submit", CIPS, "--tiny", "--data", "{data}", "--cluster", "labb"], "did you mean 'lab'?"),
         (["submit", CIPS, "--tiny", "--data", "{data}", "--cluster", "lab"], "sbatch is not on PATH"),
         (["submit", CIPS, "--tiny", "--data", "{data}", "--nodes", "2"], "this one machine"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--gpus", "2", "--set", "exec.gpus=4"], "both given"),
+        (["train", CIPS, "--tiny", "--data", "{data}", "--set", "recipe=a/b"], "recipe='a/b'"),
+        (["demo", "--out", "{tmp}/demo", "--set", "exec.nodes=2"], "this one machine"),
+        (["status", "--runs", "{tmp}/absent"], "no such folder"),
         (["sample", "{tmp}/empty"], "not a run folder"),
         (["sample", "{tmp}/empty", "--seeds", "a"], "seeds='a'"),
         (["sample", "{tmp}/empty", "--size", "1x2x3"], "size='1x2x3'"),
         (["register", "{tmp}/empty"], "not a run folder"),
         (["sync", "{tmp}/empty"], "not a run folder"),
-        (["logs", "{tmp}/empty"], "empty"),
-        (["cancel", "{tmp}/empty"], "empty"),
+        (["logs", "{tmp}/empty"], "not a run folder"),
+        (["cancel", "{tmp}/empty"], "not a run folder"),
     ],
 )
 def test_a_wrong_word_gets_one_line_and_exit_code_2(graticule, photos, tmp_path, monkeypatch, words, said):
@@ -118,6 +122,16 @@ def test_a_wrong_word_gets_one_line_and_exit_code_2(graticule, photos, tmp_path,
     assert said in err
     assert len(err.strip().splitlines()) == 1, err
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+@pytest.mark.parametrize("cluster", ["local", "lab"])
+def test_a_dry_run_writes_nothing(graticule, photos, tmp_path, monkeypatch, cluster):
+    monkeypatch.chdir(tmp_path)
+    words = ["submit", CIPS, "--tiny", "--data", photos(32), "--cluster", cluster, "--gpus", 2, "--dry-run"]
+    code, out, err = graticule(*words)
+    assert code == 0, err
+    assert "submitit.core._submit" in out
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(runner, graticule):

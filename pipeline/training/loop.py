@@ -115,7 +115,7 @@ def train(
         if engine.is_main and (t.nimg == 0 or (fresh and (done or crossed(t.nimg, batch_size, schedule.sample_kimg)))):
             outlets.sample(t.nimg, t.G_ema)
         if fresh and (done or stop or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
-            _save(t, engine, schedule, outlets)
+            _save(t, engine, schedule, outlets, train_sec=t.train_sec + time.monotonic() - tick_time)
         if done or stop:
             if engine.is_main:
                 outlets.event("done" if done else "preempt", t.nimg)
@@ -147,7 +147,7 @@ def train(
         t.nimg += batch_size
 
 
-def _save(t: Training, engine: Engine, schedule: Schedule, outlets: Outlets) -> None:
+def _save(t: Training, engine: Engine, schedule: Schedule, outlets: Outlets, *, train_sec: float) -> None:
     """Publish a checkpoint on rank 0; a file error is raised on every rank."""
     totals = t.stats.totals(engine)
 
@@ -157,7 +157,7 @@ def _save(t: Training, engine: Engine, schedule: Schedule, outlets: Outlets) -> 
             nimg=t.nimg,
             feedback=t.feedback,
             stats=totals,
-            train_sec=t.train_sec,
+            train_sec=train_sec,
         )
         began = time.monotonic()
         path = checkpoint.save(schedule.checkpoints, state, t.saved_nets(), t.optimizers)
