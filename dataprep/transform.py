@@ -1,157 +1,184 @@
-"""One image of any kind to the bytes of one stored image: a pure function of its pixels and the Transform.
+"""An upright image to the bytes of one stored image: a pure function of its pixels and the Transform.
 
-Rules: EXIF orientation is applied; the first frame of an animation is taken; grey, palette and CMYK become
-RGB; alpha is laid on white; 16-bit grey is scaled by 1/257 (16-bit RGB keeps its high byte, as Pillow reads
-it); ICC profiles are ignored; no metadata reaches the output; nothing is enlarged or repaired: what does not
-fit is Rejected.
-Knows nothing of where an image comes from or goes to.
+Crop, colour, size, encoding, each by a name that is part of the data set's identity. Every pixel of box, lanczos
+and bicubic is Pillow's; nothing is enlarged: what does not fit is Rejected. No EXIF, GPS, XMP, comment or ICC
+profile reaches the output. Knows nothing of where an image comes from or goes to.
 """
 
 import io
-import os
-import warnings
+import zlib
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
-from pydantic import Field, field_validator
+from PIL import Image, features
+from pydantic import Field, ValidationInfo, field_validator
 
+from dataprep.decode import open_image, to_rgb
+from dataprep.rejected import Rejected
 from pipeline.config import Config, nearest
 
-Reason = Literal["not an image", "truncated", "too small", "too large", "not square", "unsupported mode", "unreadable"]
-REASONS: tuple[str, ...] = get_args(Reason)
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # a list, as Pillow's EPS reader runs a program
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+__all__ = ["Transform", "open_image"]
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom exclusive
+
+
+def _center(width: int, height: int) -> Box:
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2  # an odd pixel too many goes right or below
+    return left, top, left + side, top + side
+
+
+def _square_already(width: int, height: int) -> Box:
+    if width != height:
+        raise Rejected("not square", f"{width}x{height}; crop 'none' takes square images only")
+    return 0, 0, width, height
+
+
+def _celeba(left: int, top: int, side: int) -> Callable[[int, int], Box]:
+    def window(width: int, height: int) -> Box:
+        if (width, height) != (178, 218):
+            raise Rejected("wrong size", f"{width}x{height}; this crop is cut from CelebA's aligned 178x218 images")
+        return left, top, left + side, top + side
+
+    return window
+
+
+CROPS: dict[str, Callable[[int, int], Box]] = {
+    "center": _center,
+    "none": _square_already,
+    "pggan": _celeba(25, 57, 128),  # around (89, 121): PGGAN, StyleGAN, MS-PIE
+    "coco-gan": _celeba(25, 50, 128),  # seven rows higher
+    "center-140": _celeba(19, 39, 140),  # score SDE, then 64 px
+    "center-160": _celeba(9, 29, 160),  # compare_gan
+    "center-108": _celeba(35, 55, 108),  # DCGAN, then 64 px
 }
-OPAQUE = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
-ALPHA = ("RGBA", "LA", "PA", "RGBa")
-DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
-class Rejected(Exception):  # noqa: N818 - an outcome, not a fault of the program
-    """An image that cannot be taken: one of REASONS, and what exactly is wrong with it."""
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(reason, detail)
-        self.reason: Reason = reason
-        self.detail = detail
+def _pillow(resample: Image.Resampling) -> Callable[[Image.Image, int], Image.Image]:
+    return lambda image, side: image.resize((side, side), resample)
 
 
-def open_image(file: str | bytes | os.PathLike | io.BytesIO) -> Image.Image:
-    """Decode all of a file or buffer, upright. The content decides the format, never the name."""
-    opened = file if isinstance(file, io.BytesIO) else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata does not cost us the picture
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with opened or open(file, "rb") as f, Image.open(f, formats=FORMATS) as image:  # type: ignore[arg-type]
-                image.load()
-                return _upright(image)
-    except MemoryError:
-        raise
-    except Exception as e:  # on damaged bytes Pillow raises anything from struct.error to SyntaxError
-        raise Rejected(*_why(e)) from e
+def _area(image: Image.Image, side: int) -> Image.Image:
+    factor, rest = divmod(image.width, side)
+    if not rest and factor in (2, 4, 8, 16, 32):
+        return image.reduce(factor)  # exact for these factors; for others Pillow puts halves on either side
+    x = np.asarray(image)
+    m = len(x)
+    rows = _covered(x.reshape(m, -1), side).reshape(side, m, 3)
+    sums = _covered(rows.swapaxes(0, 1).reshape(m, -1), side).reshape(side, side, 3).swapaxes(0, 1)
+    return Image.fromarray(((2 * sums + m * m) // (2 * m * m)).astype(np.uint8))
 
 
-def _why(e: Exception) -> tuple[Reason, str]:
-    detail = " ".join(f"{type(e).__name__}: {getattr(e, 'strerror', None) or e}".split())
-    if isinstance(e, Image.UnidentifiedImageError):
-        return "not an image", f"the bytes are none of {', '.join(FORMATS)}"
-    bomb = isinstance(e, Image.DecompressionBombError | Image.DecompressionBombWarning)
-    if bomb or "too large" in detail.lower():
-        return "too large", detail
-    return ("truncated" if "truncated" in detail.lower() else "unreadable"), detail
+def _covered(x: np.ndarray, n: int) -> np.ndarray:
+    """Sums over n equal parts of the first axis, where every element of x weighs n: [m, k] -> int64 [n, k], exact."""
+    m = len(x)
+    out = np.empty((n, x.shape[1]), np.int64)
+    for i in range(n):
+        first, last = i * m // n, -(-(i + 1) * m // n)  # elements touched; the outer two may stick out
+        before, after = i * m - first * n, last * n - (i + 1) * m
+        out[i] = (
+            n * x[first:last].sum(0, dtype=np.int64) - before * x[first].astype(int) - after * x[last - 1].astype(int)
+        )
+    return out
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a corrupt EXIF block must not lose the picture
-        turn = None
-    # copy: detached from the file and from the lazy reader
-    return image.transpose(turn) if turn is not None else image.copy()
-
-
-def _center(image: Image.Image) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def _square_already(image: Image.Image) -> Image.Image:
-    if image.width != image.height:
-        raise Rejected("not square", f"{image.width}x{image.height}; crop 'none' takes square images only")
-    return image
-
-
-CROPS: dict[str, Callable[[Image.Image], Image.Image]] = {"center": _center, "none": _square_already}
-FILTERS = {
-    "box": Image.Resampling.BOX,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bicubic": Image.Resampling.BICUBIC,
+FILTERS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
+    "box": _pillow(Image.Resampling.BOX),
+    "lanczos": _pillow(Image.Resampling.LANCZOS),
+    "bicubic": _pillow(Image.Resampling.BICUBIC),
+    "area": _area,
 }
-ENCODINGS: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG"},
-    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+
+
+def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def _raw(image: Image.Image) -> bytes:
+    """.npy version 1.0: a header of 128 bytes, then uint8 [h, w, 3]."""
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.asarray(image), version=(1, 0))
+    return out.getvalue()
+
+
+class Encoding(NamedTuple):
+    extension: str
+    lossy: bool  # takes a quality
+    encode: Callable[[Image.Image, int | None], bytes]
+
+
+ENCODINGS: dict[str, Encoding] = {
+    # runs alone compress filtered rows almost as well as all of deflate, in a quarter of the time
+    "png": Encoding("png", False, lambda image, _: _saved(image, "PNG", compress_type=zlib.Z_RLE)),
+    "jpg": Encoding("jpg", True, lambda image, q: _saved(image, "JPEG", quality=95 if q is None else q, subsampling=0)),
+    "webp": Encoding(
+        "webp",
+        True,
+        lambda image, q: (
+            _saved(image, "WEBP", lossless=True, method=0, quality=0)  # least effort, smaller than png all the same
+            if q is None
+            else _saved(image, "WEBP", quality=q)
+        ),
+    ),
+    "raw": Encoding("npy", False, lambda image, _: _raw(image)),
 }
+ICC = ("srgb", "drop")
+NEEDS = {"srgb": "littlecms2", "webp": "webp"}  # parts that a Pillow built by hand may lack
 
 
 class Transform(Config):
     """How a decoded image becomes a stored one; part of the data set's identity."""
 
     size_px: int = Field(default=256, ge=1, le=16384)  # stored side
-    crop: str = "center"  # center: the middle square; none: the image must be square
-    filter: str = "lanczos"  # antialiased reduction: box, lanczos, bicubic
-    encoding: str = "png"  # png: lossless; jpg: quality 95, 4:4:4
+    crop: str = "center"  # center: the middle square; none: must be square; the others: windows of CelebA's 178x218
+    filter: str = "lanczos"  # box, lanczos, bicubic: Pillow's, antialiased; area: exact mean of the pixels covered
+    icc: str = "srgb"  # embedded colour profiles: srgb: pixels are converted; drop: they are taken as they are
+    encoding: str = "png"  # png: lossless; jpg: 4:4:4; webp: lossless unless a quality is set; raw: .npy
+    quality: int | None = Field(default=None, ge=1, le=100)  # of jpg (None: 95) and of lossy webp
 
-    @field_validator("crop", "filter", "encoding")
+    @field_validator("crop", "filter", "icc", "encoding")
     @classmethod
-    def _known(cls, value: str, info: Any) -> str:
-        table = {"crop": CROPS, "filter": FILTERS, "encoding": ENCODINGS}[info.field_name]
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        table = {"crop": CROPS, "filter": FILTERS, "icc": ICC, "encoding": ENCODINGS}[str(info.field_name)]
         if value not in table:
             raise ValueError(f"not one of the {info.field_name}s; {nearest(value, table)}")
+        if value in NEEDS and not features.check(NEEDS[value]):
+            raise ValueError(f"this Pillow was built without {NEEDS[value]}; install the pillow wheel from PyPI")
         return value
+
+    @field_validator("quality")
+    @classmethod
+    def _of_lossy(cls, value: int | None, info: ValidationInfo) -> int | None:
+        encoding = info.data.get("encoding")
+        if value is not None and encoding in ENCODINGS and not ENCODINGS[encoding].lossy:
+            raise ValueError(f"{encoding} keeps every pixel and takes no quality; leave it out, or take jpg or webp")
+        return value
+
+    @property
+    def extension(self) -> str:
+        """Of the stored files, without the dot."""
+        return ENCODINGS[self.encoding].extension
 
     def __call__(self, image: Image.Image) -> bytes:
         """The bytes to store; raises Rejected."""
-        square = CROPS[self.crop](image)
-        if square.width < self.size_px:
-            raise Rejected("too small", f"{image.width}x{image.height}, needs {self.size_px} px; nothing is enlarged")
-        square = to_rgb(square)
-        if square.width != self.size_px:
-            square = square.resize((self.size_px, self.size_px), FILTERS[self.filter])
-        clean = Image.new("RGB", square.size)  # Pillow's writers copy ICC and comments from `info`
-        clean.paste(square)
-        out = io.BytesIO()
-        clean.save(out, **ENCODINGS[self.encoding])
-        return out.getvalue()
+        return self.store(self.square(image))
 
+    def square(self, image: Image.Image) -> Image.Image:
+        """The cropped picture in 8-bit RGB, free of metadata: the part that does not depend on the stored size."""
+        box = CROPS[self.crop](*image.size)
+        part = image if box == (0, 0, *image.size) else image.crop(box)
+        rgb = to_rgb(part, self.icc)
+        rgb = rgb.copy() if rgb is image else rgb
+        rgb.info = {}  # Pillow's writers copy ICC and comments from there
+        return rgb
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB by the rules in the head of this file."""
-    if image.mode in DEEP_GREY:
-        return _from_16_bit(image)
-    if image.mode not in OPAQUE + ALPHA:
-        raise Rejected("unsupported mode", f"{image.mode}; convert it to RGB first")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a palette's transparency given as bytes
-        rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    wide = np.asarray(image).astype(np.uint32)  # Pillow's own conversion clips at 255
-    grey = ((wide + 128) // 257).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[wide == image.info["transparency"]] = 255
-    return Image.fromarray(grey).convert("RGB")
+    def store(self, square: Image.Image) -> bytes:
+        """What `square` gave, reduced to `size_px` and encoded; raises Rejected."""
+        side = square.width
+        if side < self.size_px:
+            raise Rejected("too small", f"{side}x{side} after the crop, needs {self.size_px} px; nothing is enlarged")
+        reduced = square if side == self.size_px else FILTERS[self.filter](square, self.size_px)
+        return ENCODINGS[self.encoding].encode(reduced, self.quality)

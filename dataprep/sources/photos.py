@@ -6,12 +6,14 @@ The class is the photograph. The packages are found, not imported. PATH has no m
 """
 
 import importlib.util
+import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from dataprep.sources.entry import Entry
+from dataprep.sources.entry import Entries, Entry
 from dataprep.transform import open_image
 from pipeline.errors import UserError
 
@@ -36,22 +38,29 @@ class Photos:
     """An entry is a window (left, top, side) in full-resolution pixels of one photograph."""
 
     name = "photos"
+    crop = "center"
     classes = tuple(PHOTOS)
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, path: Path | None = None):
+    def __init__(self, path: Path | None = None, split: str | None = None):
         del path
+        if split is not None:
+            raise UserError(f"split={split!r}: source 'photos' has no splits; leave it out")
 
-    def entries(self, size_px: int) -> list[Entry]:
+    def entries(self, size_px: int) -> Entries:
         out = []
         for label, photo in enumerate(PHOTOS):
             for left, top, side in windows(*_photo(photo).size, size_px):
-                out.append(Entry(f"{photo}/{side}px-{top:04d}-{left:04d}", label, (left, top, side)))
+                out.append(Entry(f"{photo}/{side}px-{top:04d}-{left:04d}".encode(), label))
         if not out:
             raise UserError(f"size={size_px}: no bundled photograph is that large; use --size 1411 or less")
-        return out
+        return Entries(out)
+
+    def about(self, entry: Entry) -> dict[str, Any]:
+        return {}
 
     def read(self, entry: Entry) -> Image.Image:
-        left, top, side = entry.where
+        side, top, left = (int(n) for n in re.findall(r"\d+", entry.name.rpartition("/")[2]))
         return _photo(self.classes[entry.label]).crop((left, top, left + side, top + side))
 
 

@@ -1,3 +1,4 @@
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.dataprep.outcomes import Outcome, outcome
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +40,9 @@ def images(tmp_path: Path) -> Callable[..., Path]:
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """All files of a folder, by name."""
     return lambda root: {p.name: p.read_bytes() for p in sorted(root.iterdir())}
+
+
+@pytest.fixture
+def take(tmp_path: Path) -> Callable[..., Outcome]:
+    """take(path, source="folder", size=8, split=None, ...): prepared, verified, accounted for."""
+    return functools.partial(outcome, tmp_path)
