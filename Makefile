@@ -1,10 +1,12 @@
 # Two commands matter: make demo, make test. Both set up a virtual environment first (VENV, default .venv).
 PYTHON ?= python3
 VENV ?= .venv
+VENV_FFCV ?= .venv-ffcv
 BIN := $(VENV)/bin
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge iproute2
+FFCV_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++
 
-.PHONY: setup demo test lint test-slurm test-gpu clean
+.PHONY: setup demo test lint test-slurm test-ffcv test-gpu clean
 
 setup: $(VENV)/.installed
 
@@ -38,8 +40,20 @@ test-slurm: setup
 	else echo "install these packages first: $(SLURM_PACKAGES)"; exit 1; fi
 	slurm/lab.sh run $(abspath $(BIN))/python -m pytest -m slurm tests/slurm
 
+# FFCV is compiled as it is installed; as root this also installs the packages that it needs for that.
+test-ffcv: $(VENV_FFCV)/.installed
+	$(VENV_FFCV)/bin/python -m pytest tests/data/test_beton.py
+
+$(VENV_FFCV)/.installed: pyproject.toml constraints.txt
+	pkg-config --exists opencv4 libturbojpeg || if test "$$(id -u)" = 0; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FFCV_PACKAGES); \
+	else echo "install these packages first: $(FFCV_PACKAGES)"; exit 1; fi
+	test -x $(VENV_FFCV)/bin/python || $(PYTHON) -m venv $(VENV_FFCV)
+	$(VENV_FFCV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ffcv]'
+	touch $@
+
 test-gpu: setup
 	GRATICULE_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(VENV_FFCV) .pytest_cache .ruff_cache build *.egg-info

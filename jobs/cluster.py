@@ -43,7 +43,7 @@ class Cluster(Config):
     additional_parameters: dict[str, str | int | bool] = Field(
         default_factory=dict
     )  # any other sbatch option, without its dashes
-    cpus_per_task: int | None = Field(default=None, ge=1)  # a rank, its loader workers included; sets OMP_NUM_THREADS
+    cpus_per_task: int | None = Field(default=None, ge=1)  # a rank, its decoding threads included; sets OMP_NUM_THREADS
     timeout_min: int | None = Field(default=None, ge=1)  # local: a week if not given
     signal_delay_s: int = Field(default=120, ge=1)  # warning before the time limit: one iteration and one checkpoint
     max_num_timeout: int = Field(default=100, ge=0)  # how often a job that reached its time limit is queued again

@@ -19,7 +19,7 @@ from jobs.cluster import Cluster, load_cluster
 from pipeline.errors import UserError
 
 MIN_FREE_GB = 20  # a few checkpoints of a 256 px model with both optimizers
-MIN_SHM_GB = 1  # loader workers hand over batches there
+MIN_SHM_GB = 1  # NCCL's ranks of one node talk through it
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,12 @@ def _disk(runs: Path) -> Check:
 
 def _shm() -> Check:
     if not Path("/dev/shm").is_dir():
-        return Check("shared memory", None, "no /dev/shm", "if loader workers die: --set exec.workers=0")
+        return Check(
+            "shared memory", None, "no /dev/shm", "several GPUs of a node talk through it: ask for it in the container"
+        )
     free = shutil.disk_usage("/dev/shm").free / 2**30
     ok = free >= MIN_SHM_GB
-    mend = "" if ok else "docker run --shm-size=8g, or --set exec.workers=0"
+    mend = "" if ok else "docker run --shm-size=8g"
     return Check("shared memory", ok, f"{free:.1f} GB free in /dev/shm", mend)
 
 

@@ -65,28 +65,35 @@ def submissions(run: Path) -> list[Submission]:
     return [Submission(**json.loads(line)) for line in lines if line.strip()]
 
 
-def slurm_states() -> dict[str, str]:
-    """State of each of this user's jobs that Slurm has not ended: PENDING, RUNNING, COMPLETING, ..."""
+def queue() -> dict[str, str] | None:
+    """State of each of this user's jobs and array tasks that Slurm has not ended; None if it does not answer."""
     if shutil.which("squeue") is None:
-        return {}
-    command = ["squeue", "--noheader", "--format=%A %T", f"--user={getpass.getuser()}"]
+        return None
+    command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--user={getpass.getuser()}"]
     try:
         text = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (subprocess.SubprocessError, OSError):
-        return {}
+        return None
     return dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
 
 
-def alive(run: Path, slurm: dict[str, str] | None = None) -> tuple[Submission, str] | None:
-    """The newest submission that is queued or running, with its state. `slurm`: slurm_states() if known."""
+def slurm_states() -> dict[str, str]:
+    """The queue as far as it is known: PENDING, RUNNING, COMPLETING, ..."""
+    return queue() or {}
+
+
+def live(run: Path, slurm: dict[str, str] | None = None) -> list[tuple[Submission, str]]:
+    """Submissions that are queued or running, newest first, with their states. `slurm`: slurm_states() if known."""
     entries = submissions(run)
     if slurm is None:
         slurm = slurm_states() if any(e.executor == "slurm" for e in entries) else {}
-    for entry in reversed(entries):
-        state = slurm.get(entry.job_id) if entry.executor == "slurm" else _local_state(entry, run)
-        if state:
-            return entry, state
-    return None
+    states = ((e, slurm.get(e.job_id) if e.executor == "slurm" else _local_state(e, run)) for e in reversed(entries))
+    return [(entry, state) for entry, state in states if state]
+
+
+def alive(run: Path, slurm: dict[str, str] | None = None) -> tuple[Submission, str] | None:
+    """The newest of them."""
+    return next(iter(live(run, slurm)), None)
 
 
 def _local_state(entry: Submission, run: Path) -> str | None:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class StopFlag:
-    """`should_stop`: true once a signal asked for a stop. Loader workers inherit the handler and live on."""
+    """`should_stop`: true once a signal asked for a stop."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []

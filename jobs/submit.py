@@ -75,19 +75,13 @@ def check_free(folder: Path) -> None:
 
 def submit(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) -> "submitit.Job[str]":
     """Queue a run, or start it on this machine in the background. UserError when that cannot work."""
-    from submitit.core.utils import FailedJobError
-
     folder = folder.resolve()
     check_cluster(cluster, nodes)
     check_free(folder)
     number = ledger.claim(folder)
-    executor = _executor(ledger.number_folder(folder, number), cluster, nodes, gpus, name)
-    try:
-        with _outside_of_jobs():
-            job = executor.submit(TrainJob(folder, nodes, gpus))
-    except FailedJobError as e:
-        said = " ".join(str(e).split())
-        raise UserError(f"cluster={cluster.name!r}: sbatch refused the job: {said}") from e
+    executor = executor_for(ledger.number_folder(folder, number), cluster, nodes, gpus, name)
+    with asking(cluster):
+        job = executor.submit(TrainJob(folder, nodes, gpus))
     host, now = socket.gethostname(), time.time()
     entry = Submission(number, job.job_id, cluster.executor, cluster.name, host, now, nodes, gpus)
     ledger.record(folder, entry)
@@ -99,7 +93,7 @@ def sbatch_text(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: 
     folder = folder.resolve()
     place = ledger.number_folder(folder, ledger.next_number(folder))
     missing = [p for p in (place, *place.parents) if not p.exists()]  # deepest first
-    executor = _executor(place, cluster, nodes, gpus, name)
+    executor = executor_for(place, cluster, nodes, gpus, name)
     for made in filter(Path.exists, missing):  # by submitit's constructor
         made.rmdir()
     command = executor._submitit_command_str
@@ -108,7 +102,8 @@ def sbatch_text(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: 
     return f"# {gpus} processes on this machine, logs in {place}, each running:\n{command}\n"
 
 
-def _executor(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> Any:
+def executor_for(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> Any:
+    """submitit's executor with files in `place`: a task for each GPU, or one a node if gpus=0."""
     if cluster.executor == "local":
         return _local(place, cluster, gpus, name)
     return _slurm(place, cluster, nodes, gpus, name)
@@ -124,10 +119,11 @@ def _local(place: Path, cluster: Cluster, gpus: int, name: str) -> Any:
         see = f"export CUDA_VISIBLE_DEVICES={shlex.quote(visible)}"
     start = f'exec {cluster.python or shlex.quote(sys.executable)} "$@"'
     # not submitit's `setup`: with a shell above it the controller may take another pid for the job's id
-    python = shlex.join(["bash", "-c", "\n".join([see, *cluster.prologue(gpus), start]), name])
+    tasks = max(gpus, 1)
+    python = shlex.join(["bash", "-c", "\n".join([see, *cluster.prologue(tasks), start]), name])
     executor = submitit.LocalExecutor(place, max_num_timeout=cluster.max_num_timeout, python=python)
     executor.update_parameters(
-        tasks_per_node=gpus, timeout_min=cluster.timeout_min, signal_delay_s=cluster.signal_delay_s
+        tasks_per_node=tasks, timeout_min=cluster.timeout_min, signal_delay_s=cluster.signal_delay_s
     )
     return executor
 
@@ -142,7 +138,7 @@ def _slurm(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> A
         def affinity(cls) -> int:
             return 2
 
-    cpus = cluster.cpus_per_task
+    cpus, tasks = cluster.cpus_per_task, max(gpus, 1)
     parameters = {
         "job_name": name,
         "partition": cluster.partition,
@@ -151,15 +147,15 @@ def _slurm(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> A
         "constraint": cluster.constraint,
         "time": cluster.timeout_min,
         "nodes": nodes,
-        "ntasks_per_node": gpus,
+        "ntasks_per_node": tasks,
         "cpus_per_task": cpus,
-        "gpus_per_node": gpus if cluster.gpu_request == "gpus_per_node" else None,
-        "gres": f"gpu:{gpus}" if cluster.gpu_request == "gres" else None,
+        "gpus_per_node": gpus if gpus and cluster.gpu_request == "gpus_per_node" else None,
+        "gres": f"gpu:{gpus}" if gpus and cluster.gpu_request == "gres" else None,
         "mem": f"{round(cluster.mem_gb * 1024)}M" if cluster.mem_gb else None,
         "wckey": None,  # some sites refuse unknown ones
         "signal_delay_s": cluster.signal_delay_s,
         # the batch shell must outlive a USR2 that reaches the whole job
-        "setup": ["trap : USR2", *cluster.prologue(gpus)],
+        "setup": ["trap : USR2", *cluster.prologue(tasks)],
         "additional_parameters": {"requeue": True, **cluster.additional_parameters},
         # a dead rank must not leave the others waiting; since 22.05 a step does not inherit --cpus-per-task
         "srun_args": [
@@ -171,6 +167,19 @@ def _slurm(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> A
     executor = Executor(place, max_num_timeout=cluster.max_num_timeout, python=cluster.python)
     executor.update_parameters(**parameters)
     return executor
+
+
+@contextlib.contextmanager
+def asking(cluster: Cluster) -> Iterator[None]:
+    """Around a submission: made from outside of any job, and a UserError if sbatch refuses it."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        with _outside_of_jobs():
+            yield
+    except FailedJobError as e:
+        said = " ".join(str(e).split())
+        raise UserError(f"cluster={cluster.name!r}: sbatch refused the job: {said}") from e
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 Exit codes: 0 done, 1 failed while working, 2 the user's words are off (one line on stderr, no traceback).
 """
 
+import contextlib
 import json
-import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.errors import UserError
+from pipeline import cli_data
+from pipeline.errors import UserError, WorkError
 
 if TYPE_CHECKING:
     from pipeline.plan import ExecConfig, RunConfig
@@ -25,22 +26,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+for verb in cli_data.VERBS:
+    app.command()(verb)
+
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. batch_size=16.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what two CPU cores can train.")]
 Runs = Annotated[Path, typer.Option(envvar="GRATICULE_RUNS", help="Folder that holds the run folders.")]
-Data = Annotated[Path, typer.Option(help="Prepared data set (see graticule prep).")]
+Data = Annotated[
+    list[str], typer.Option(metavar="DIR|URL", help="Prepared data set (see graticule prep). Several are mixed.")
+]
 RUNS = Path("runs")
 
 
 def main() -> None:
     """Entry point: turns a user's mistake into one line and exit code 2."""
+    with contextlib.suppress(AttributeError):  # paths may hold bytes that are no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app(standalone_mode=False)
-    except UserError as e:
-        print(f"graticule: {e}", file=sys.stderr)
-        sys.exit(2)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
+        if code := app(standalone_mode=False):  # of typer.Exit, which is not raised here
+            sys.exit(code)
+    except (UserError, WorkError) as e:
+        print("graticule:", "\\n".join(str(e).splitlines()), file=sys.stderr)
+        sys.exit(2 if isinstance(e, UserError) else 1)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as e:
@@ -48,65 +55,6 @@ def main() -> None:
             print(f"graticule: {e.format_message()} (see --help)", file=sys.stderr)  # type: ignore[attr-defined]
             sys.exit(2)
         raise
-
-
-@app.command()
-def prep(
-    source: Annotated[str, typer.Argument(help="photos (bundled, no download) or folder.")],
-    path: Annotated[Path | None, typer.Argument(help="Where the source's images lie.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to make; continues there after a kill.")] = Path("data"),
-    size: Annotated[int, typer.Option(min=4, help="Stored side in pixels.")] = 256,
-    crop: Annotated[str, typer.Option(help="center or none.")] = "center",
-    filter: Annotated[str, typer.Option(help="box, bicubic or lanczos.")] = "lanczos",
-    encoding: Annotated[str, typer.Option(help="png (lossless) or jpg (quality 95).")] = "png",
-    workers: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
-    on_error: Annotated[str, typer.Option(help="stop at the first bad image, or skip and count it.")] = "stop",
-) -> None:
-    """Native images to shards: WebDataset tars, manifest, index."""
-    from pydantic import ValidationError
-    from rich.progress import Progress
-
-    from dataprep.sources import open_source
-    from dataprep.transform import Transform
-    from dataprep.writer import prepare
-    from pipeline.config import complaint
-
-    try:
-        transform = Transform.model_validate({"size_px": size, "crop": crop, "filter": filter, "encoding": encoding})
-    except ValidationError as e:
-        raise UserError(f"prep: {complaint(e, Transform)}") from e
-    if on_error not in ("stop", "skip"):
-        raise UserError(f"on-error={on_error!r}: expected stop or skip")
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        bar = progress.add_task(f"prep {source}", total=None)
-        manifest = prepare(
-            open_source(source, path),
-            out,
-            transform,
-            workers=workers,
-            on_error=on_error,  # type: ignore[arg-type]
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    rejected = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest.rejected.items())) or "none"
-    print(
-        f"{out}: {manifest.count} images of {size} px in {len(manifest.shards)} shards, data set {manifest.dataset_id}"
-    )
-    print(f"in {manifest.count_in}, rejected: {rejected}; check with: graticule verify {out}")
-
-
-@app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Prepared data set.")]) -> None:
-    """Every shard against the manifest."""
-    from dataprep.verify import verify as find_problems
-    from pipeline.data.manifest import load_manifest
-
-    manifest = load_manifest(folder)
-    problems = find_problems(folder)
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise typer.Exit(1)
-    print(f"{folder}: {manifest.count} images in {len(manifest.shards)} shards, all as the manifest says")
 
 
 @app.command()
@@ -158,7 +106,7 @@ def train(recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: 
     from pipeline.run import folder_of, plan_run, train_folder
 
     check_free(folder_of(run, exec_, data, runs))
-    folder = plan_run(run, exec_, data, runs, set_ or [])
+    folder = plan_run(run, exec_, data, runs, set_ or [], full=world.rank == 0)
     if train_folder(folder, should_stop=flag) == "stopped":
         requeue(flag, world.rank)
 

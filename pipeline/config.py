@@ -4,6 +4,7 @@ Unknown keys are refused and the nearest name is offered; every complaint is one
 Deliberately knows no concrete configuration.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -37,9 +38,11 @@ class Config(BaseModel):
     def from_json(cls: type[T], text: str, *, where: str = "config") -> T:
         """Parse and validate; a UserError names the file and the first wrong field."""
         try:
-            return cls.model_validate(json.loads(text))
-        except json.JSONDecodeError as e:
+            tree = json.loads(text)
+        except (ValueError, RecursionError) as e:  # numbers of thousands of digits, thousands of brackets
             raise UserError(f"{where}: not valid JSON ({e}); restore the file or delete the folder") from e
+        try:
+            return cls.model_validate(tree)
         except ValidationError as e:
             raise UserError(f"{where}: {complaint(e, cls)}") from e
 
@@ -71,12 +74,12 @@ def by_kind(kinds: Mapping[str, type[Config]]) -> Any:
 def complaint(error: ValidationError, model: type[BaseModel] | None = None) -> str:
     """A pydantic error as one line: field, value seen, what is allowed."""
     first = error.errors()[0]
-    path = [str(p) for p in first["loc"]]
+    path = [p if (p := str(name)).isprintable() else ascii(p) for name in first["loc"]]
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"{field} is not a known key; {nearest(path[-1], _names_at(model, path[:-1]))}"
     seen = first["input"]
-    shown = "" if isinstance(seen, Mapping | BaseModel) else f"={seen!r}"
+    shown = "" if isinstance(seen, Mapping | BaseModel) else f"={seen!r:.200}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] != "value_error":
         message = message[:1].lower() + message[1:]
@@ -141,8 +144,13 @@ def fingerprint(config: Config) -> str:
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write under a temporary name in the same folder, fsync, rename: readers see all of it or none."""
     temp = path.with_name(f".{path.name}.{uuid.uuid4().int}.tmp")  # ranks of several hosts may write at once
-    with open(temp, "wb") as f:
-        f.write(data.encode() if isinstance(data, str) else data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temp, path)
+    try:
+        with open(temp, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, path)
+    except BaseException:  # a full disk, Ctrl-C
+        with contextlib.suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise

@@ -112,8 +112,7 @@ def _watch(folder: Path, total_kimg: float) -> None:
 def _preempt_at(kimg: float, half: float, folder: Path, say: Callable[..., None]) -> bool:
     if kimg < half:
         return False
-    ours = {p.pid: p for p in psutil.process_iter(["cmdline", "ppid"]) if _is_rank(p, folder)}
-    ranks = [p for p in ours.values() if p.info["ppid"] not in ours]  # their loader workers look the same
+    ranks = [p for p in psutil.process_iter(["cmdline"]) if _is_rank(p, folder)]
     for p in ranks:
         p.send_signal(signal.SIGUSR2)
     say(f"    preempting {len(ranks)} ranks at {kimg:g} kimg: they save, leave, and are started again")

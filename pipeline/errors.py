@@ -1,5 +1,9 @@
-"""The one exception that means: the user's words are off. Imports nothing, so that the command line starts fast."""
+"""Errors that end in one line for the user. Imports nothing, so that the command line starts fast."""
 
 
 class UserError(ValueError):
-    """One line naming the field, the value seen, what is allowed and what to do; exit code 2, no traceback."""
+    """The user's words are off: field, value seen, what is allowed, what to do. Exit code 2."""
+
+
+class WorkError(RuntimeError):
+    """Failed while working (disk full, damaged shard, dead worker): what, where, what to do. Exit code 1."""

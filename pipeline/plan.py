@@ -4,14 +4,15 @@ RunConfig is what changes results; it is hashed into the run's name, so the same
 run. ExecConfig is how it is executed and may differ from one attempt to the next.
 """
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config import Config, by_kind, fingerprint, override
+from pipeline.data.feed import check_copy, check_sets, identity_of
 from pipeline.data.manifest import Manifest
+from pipeline.data.order import LONGEST_CYCLE
 from pipeline.families import KINDS
 from pipeline.phases import FamilyConfig
 from pipeline.spec import UserError
@@ -22,7 +23,24 @@ class DataConfig(Config):
 
     size_px: int = Field(ge=4)  # stored side of the prepared set
     mirror: bool = True  # flip each presentation with probability 0.5
-    dataset_id: str = ""  # filled in from the manifest when the run is made
+    shuffle_block: int = Field(default=1, ge=1, le=10**6)  # neighbours on disk read together; 1: none
+    shuffle_window: int = Field(default=1, ge=1, le=10**6)  # blocks that are mixed at a time
+    weights: tuple[int, ...] = ()  # several sets: images of each in every sum(weights) consecutive ones
+    dataset_id: str = ""  # filled in from the manifest when the run is made; "+" between those of several sets
+
+    @model_validator(mode="after")
+    def _every_value_has_an_effect(self) -> "DataConfig":
+        if (self.shuffle_block > 1) != (self.shuffle_window > 1):
+            raise ValueError(
+                f"shuffle_block={self.shuffle_block} and shuffle_window={self.shuffle_window} need each other: "
+                "set both above 1 (for example 64 and 4096), or leave both out"
+            )
+        weights = list(self.weights)
+        if weights and (len(weights) < 2 or min(weights) < 1 or sum(weights) > LONGEST_CYCLE):
+            raise ValueError(
+                f"weights={weights} must be a positive number for each of two or more sets, {LONGEST_CYCLE} in sum"
+            )
+        return self
 
 
 class RunConfig(Config):
@@ -59,7 +77,8 @@ class ExecConfig(Config):
     nodes: int = Field(default=1, ge=1)
     gpus: int = Field(default=1, ge=1)  # ranks on each node: one a GPU, or one a process where there is none
     batch_gpu: int | None = Field(default=None, ge=1)  # images of one forward; None: one mbstd_group, as published
-    workers: int = Field(default=2, ge=0)  # loader processes a rank; 0: in the training process
+    reader: Literal["tar", "beton"] = "tar"  # beton: the set's FFCV copy (`graticule beton`), same images and order
+    workers: int = Field(default=2, ge=0)  # threads of a rank that read and decode; 0: the training thread does
     status_kimg: float = Field(default=4, gt=0)  # a line of metrics
     sample_kimg: float = Field(default=200, gt=0)  # a grid of fixed latents at every trained size
     checkpoint_kimg: float = Field(default=100, gt=0)
@@ -105,18 +124,34 @@ def check(run: RunConfig, exec_: ExecConfig) -> None:
         )
 
 
-def check_data(run: RunConfig, manifest: Manifest, root: Path) -> None:
-    """Refuse a prepared set of another size, or another set than the one this run began with."""
-    if manifest.size_px != run.data.size_px:
+def check_data(run: RunConfig, exec_: ExecConfig, sets: Sequence[str], manifests: Sequence[Manifest]) -> None:
+    """Refuse sets of another size, other sets than those this run began with, and what does not go with them."""
+    check_sets(sets, run.data, exec_.reader)
+    for one, manifest in zip(sets, manifests, strict=True):
+        if not manifest.count:
+            raise UserError(f"data={one!r} holds no image; prepare another")
+        if manifest.size_px != run.data.size_px:
+            raise UserError(
+                f"data={one!r} holds {manifest.size_px} px images, the recipe wants data.size_px={run.data.size_px}; "
+                f"prepare it with --size {run.data.size_px}, or --set data.size_px={manifest.size_px}"
+            )
+    check_copy(sets[0], manifests[0], exec_.reader)
+    begun = run.data.dataset_id.split("+") if run.data.dataset_id else []
+    if begun and len(begun) != len(sets):
         raise UserError(
-            f"data={str(root)!r} holds {manifest.size_px} px images, the recipe wants data.size_px={run.data.size_px}; "
-            f"prepare it with --size {run.data.size_px}, or --set data.size_px={manifest.size_px}"
+            f"data: {len(sets)} sets, this run was made with {len(begun)}; give those again, in their order"
         )
-    if run.data.dataset_id and manifest.dataset_id != run.data.dataset_id:
-        raise UserError(
-            f"data={str(root)!r} is data set {manifest.dataset_id}, this run was made with {run.data.dataset_id}; "
-            "point --data at that set, or start another run"
-        )
+    for one, manifest, known in zip(sets, manifests, begun, strict=False):
+        if identity_of(one, manifest) != known:
+            raise UserError(
+                f"data={one!r} is data set {identity_of(one, manifest)}, this run was made with {known}; "
+                "point --data at that set, or start another run"
+            )
+
+
+def dataset_id(sets: Sequence[str], manifests: Sequence[Manifest]) -> str:
+    """What a run remembers of its sets, in their order."""
+    return "+".join(map(identity_of, sets, manifests))
 
 
 def run_name(run: RunConfig) -> str:

@@ -11,18 +11,18 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from pydantic import field_validator
 from torch import nn
 
 from pipeline.chance import key
 from pipeline.config import Config, fingerprint, write_atomic
-from pipeline.data.manifest import load_manifest
-from pipeline.data.reader import batches
-from pipeline.plan import ExecConfig, RunConfig, check, check_data, run_name
+from pipeline.data.feed import batches, check_sets, is_url, manifest_of
+from pipeline.plan import ExecConfig, RunConfig, check, check_data, dataset_id, run_name
 from pipeline.spec import UserError
 from pipeline.synthesis.sample import generate, grid, save_png
 from pipeline.tracking import console, jsonl
@@ -50,27 +50,51 @@ class Launch(Config):
     """exec.json: how the newest attempt is executed, and where its data lie."""
 
     exec: ExecConfig
-    data: str
+    data: tuple[str, ...]  # folders or URLs
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _one_set(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
 
-def resolve(run: RunConfig, exec_: ExecConfig, data: Path) -> RunConfig:
-    """The run on this data set: its dataset_id filled in, everything checked that can be without training."""
+Data = str | Path | Sequence[str | Path]  # one prepared set or several
+
+
+def sets_of(data: Data) -> tuple[str, ...]:
+    """Prepared sets as a run records them: absolute folders, URLs as they are."""
+    several = [data] if isinstance(data, str | Path) else data
+    return tuple(str(s) if is_url(str(s)) else str(Path(s).absolute()) for s in several)
+
+
+def resolve(run: RunConfig, exec_: ExecConfig, data: Data, *, full: bool = True) -> RunConfig:
+    """The run on these sets: its dataset_id filled in, everything checked that can be without training.
+
+    With full=False no shard is looked at, which on a cluster's file system takes its time.
+    """
     check(run, exec_)
-    manifest = load_manifest(data)
-    check_data(run, manifest, data)
-    return run.replace(data=run.data.replace(dataset_id=manifest.dataset_id))
+    sets = sets_of(data)
+    check_sets(sets, run.data, exec_.reader)
+    manifests = [manifest_of(one, full=full) for one in sets]
+    check_data(run, exec_, sets, manifests)
+    return run.replace(data=run.data.replace(dataset_id=dataset_id(sets, manifests)))
 
 
-def folder_of(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path) -> Path:
-    """Where this run lives, or will; checks what `resolve` checks and writes nothing."""
-    return runs.absolute() / run_name(resolve(run, exec_, data))
+def folder_of(run: RunConfig, exec_: ExecConfig, data: Data, runs: Path) -> Path:
+    """Where this run lives, or will. Writes nothing, and looks at no shard."""
+    return runs.absolute() / run_name(resolve(run, exec_, data, full=False))
 
 
-def plan_run(run: RunConfig, exec_: ExecConfig, data: Path, runs: Path, overrides: list[str]) -> Path:
-    """Make, or find, the run's folder. Raises UserError in one line; nothing is written in that case."""
-    run = resolve(run, exec_, data)
+def plan_run(
+    run: RunConfig, exec_: ExecConfig, data: Data, runs: Path, overrides: list[str], *, full: bool = True
+) -> Path:
+    """Make, or find, the run's folder. Raises UserError in one line; nothing is written in that case.
+
+    Of the ranks of a job that all call it, one with full=True is enough.
+    """
+    run = resolve(run, exec_, data, full=full)
     folder = runs.absolute() / run_name(run)
-    launch = Launch(exec=exec_, data=str(data.absolute()))
+    launch = Launch(exec=exec_, data=sets_of(data))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
@@ -124,8 +148,8 @@ def train_folder(folder: Path, *, should_stop: Callable[[], bool]) -> Outcome:
 
 
 def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_stop: Callable[[], bool]) -> Outcome:
-    exec_, data = launch.exec, Path(launch.data)
-    engine.on_main(lambda: check_data(run, load_manifest(data), data))
+    exec_, sets = launch.exec, launch.data
+    engine.on_main(lambda: check_data(run, exec_, sets, [manifest_of(one) for one in sets]))
     torch.manual_seed(key(run.seed, "init") >> 65)
     family = run.family.build(run.seed)
     training = Training(family, engine)
@@ -139,13 +163,16 @@ def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_
     log = RunLog(folder, run, exec_, engine)
     for problem in passed:
         log.event("passed over", training.nimg, checkpoint=problem)
-    stream = batches(  # before the mirror's thread exists, as its workers are forked
-        data,
+    stream = batches(
+        sets,
+        run.data,
+        reader=exec_.reader,
         seed=run.seed,
-        mirror=run.data.mirror,
         nimg=training.nimg,
         batch_size=run.batch_size,
         slices=exec_.slices(run, engine.rank),
+        rank=engine.rank,
+        world=engine.world,
         workers=exec_.workers,
     )
     log.start(training.nimg)
@@ -167,7 +194,7 @@ def _train(folder: Path, run: RunConfig, launch: Launch, engine: Engine, should_
         outcome = train(training, stream, engine, schedule, should_stop=should_stop, outlets=outlets)
         return outcome
     finally:
-        stream.close()  # ends the loader's workers
+        stream.close()  # ends its threads
         log.close(final=outcome == "done")
 
 

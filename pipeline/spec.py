@@ -16,13 +16,13 @@ from pipeline.errors import UserError as UserError
 class Batch:
     """One microbatch of real images, on the host or a device."""
 
-    img: UInt8[Tensor, "n c h w"]
+    img: UInt8[Tensor, "n c h w"]  # decoders write channels last, so its memory may be in that format
     label: Int64[Tensor, " n"]  # class index, -1 where the data set has no classes
 
 
 def to_float(img: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """uint8 [0, 255] to float32 [-1, 1]: x / 127.5 - 1."""
-    return img.to(torch.float32) / 127.5 - 1
+    """uint8 [0, 255] to float32 [-1, 1]: x / 127.5 - 1; contiguous, whatever the memory format of `img`."""
+    return img.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
 
 
 def to_uint8(img: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:

@@ -1,6 +1,7 @@
 """Every test: CPU (but for make test-gpu), one torch thread, fixed seed, warnings as errors, shapes checked."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "GRATICULE_TEST_GPU" not in os.environ:
@@ -38,3 +39,22 @@ def runner(photos, tmp_path):
 
     count = iter(range(100))
     return lambda recipe: Runner(photos(SIZE_PX[recipe]), tmp_path / f"runs{next(count)}", recipe)
+
+
+@pytest.fixture
+def graticule(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    from pipeline import cli
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["graticule", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -12,26 +12,9 @@ from pipeline import cli
 from tests.runs import CIPS, GRATICULE, MSPIE
 
 VERBS = {
-    *("prep", "verify", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
+    *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
     *("sample", "register", "sync", "doctor", "demo"),
 }
-
-
-@pytest.fixture
-def graticule(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["graticule", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_the_verbs_are_frozen():
@@ -84,7 +67,25 @@ def test_status_of_no_runs_is_an_empty_table(graticule, tmp_path):
         (["prep", "folder", "{tmp}/absent", "--out", "{tmp}/x"], "absent"),
         (["prep", "folder", "{tmp}/empty", "--out", "{tmp}/x"], "empty"),
         (["prep", "folder", "{tmp}/corrupt", "--out", "{tmp}/x", "--size", "8"], "broken.png"),
+        (["prep", "photos", "--out", "{tmp}/x", "--size", "64,a"], "size='64,a': expected pixels"),
+        (["prep", "photos", "--out", "{tmp}/x", "--size", "64,064"], "size='64,064'"),
+        (["prep", "photos", "--out", "{tmp}/x", "--size", "0"], "size_px=0"),
+        (["prep", "photos", "--out", "{tmp}/x", "--filter", "lanczos3"], "did you mean 'lanczos'?"),
+        (["prep", "photos", "--out", "{tmp}/x", "--icc", "p3"], "icc='p3'"),
+        (["prep", "photos", "--out", "{tmp}/x", "--encoding", "gif"], "encoding='gif'"),
+        (["prep", "photos", "--out", "{tmp}/x", "--quality", "90"], "quality=90: png"),
+        (["prep", "photos", "--out", "{tmp}/x", "--split", "train"], "split='train'"),
+        (["prep", "photos", "--out", "{tmp}/x", "--on-error", "ignore"], "on-error='ignore': expected stop or skip"),
+        (["prep", "photos", "--out", "{tmp}/x", "--jobs", "2"], "jobs=2: has no effect without --cluster"),
+        (["prep", "photos", "--out", "{tmp}/x", "--cluster", "local", "--workers", "2"], "workers=2: has no effect"),
+        (["prep", "photos", "--out", "{tmp}/x", "--cluster", "labb"], "did you mean 'lab'?"),
         (["verify", "{tmp}/absent"], "no such folder"),
+        (["verify", "{tmp}/file"], "is a file"),
+        (["inspect", "{tmp}/absent"], "no such folder"),
+        (["inspect", "{tmp}/empty"], "is empty"),
+        (["inspect", "{tmp}/stale"], "does not match"),
+        (["inspect", "{data}", "--grid", "{tmp}/file/x.png"], "grid="),
+        (["beton", "{tmp}/empty"], "is empty"),
         (["train", CIPS, "--data", "{tmp}/absent"], "no such folder"),
         (["train", CIPS, "--data", "{tmp}/empty"], "is empty"),
         (["train", CIPS, "--data", "{data}"], "holds 32 px images, the recipe wants data.size_px=256"),

@@ -250,7 +250,7 @@ class Mirror:
         return not self._thread.is_alive() and not self._down
 
     def _work(self) -> None:
-        wait_sec = self.every_sec  # the first time too: not while loader workers fork
+        wait_sec = self.every_sec
         while True:
             stopping = self._stop.wait(wait_sec)
             try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import LOCAL, Cluster, load_cluster
-from jobs.submit import _executor, sbatch_text, submit
+from jobs.submit import executor_for, sbatch_text, submit
 from pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ def test_no_field_is_left_without_an_effect(tmp_path):
     assert set(Cluster.model_fields) == {*EFFECTS, "executor", "name", "max_num_timeout"}
     for executor in ("slurm", "local"):
         cluster = Cluster(executor=executor, timeout_min=9, max_num_timeout=7, signal_delay_s=5)
-        made = _executor(tmp_path / "jobs" / "001", cluster, 1, 2, "x")
+        made = executor_for(tmp_path / "jobs" / "001", cluster, 1, 2, "x")
         assert made.max_num_timeout == 7
     assert made.parameters == {"tasks_per_node": 2, "timeout_min": 9, "signal_delay_s": 5}
 

@@ -6,10 +6,12 @@ Seven iterations of a few thousand parameters on random images, in this process.
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.config import Config
+from pipeline.data.order import image_at, mirrored
 from pipeline.plan import ExecConfig, RunConfig, override_all, run_name
 from pipeline.recipes import find
 from pipeline.spec import Batch
@@ -32,6 +34,7 @@ SHARED = {
     "family.G.w_dim": 16,
     "family.G.mapping_layers": 3,
     "data.mirror": "false",
+    "data.weights": "[2, 1]",
     "batch_size": 24,
     "total_kimg": 0.04,
     "seed": 1,
@@ -61,9 +64,13 @@ HALF = {
     MSPIE: ["family.G.num_upblocks=2", "family.D.resolution_px=16"],
     CIPS: ["family.G.size_px=16", "family.D.resolution_px=16"],
 }
+BLOCKS = {
+    "data.shuffle_block": ["data.shuffle_block=3", "data.shuffle_window=4"],
+    "data.shuffle_window": ["data.shuffle_block=4", "data.shuffle_window=3"],
+}
 TOGETHER = {  # values that must agree with each other
-    MSPIE: {field: HALF[MSPIE] for field in ("family.G.num_upblocks", "family.D.resolution_px")},
-    CIPS: {field: HALF[CIPS] for field in ("family.G.size_px", "family.D.resolution_px")},
+    MSPIE: {**BLOCKS, **{field: HALF[MSPIE] for field in ("family.G.num_upblocks", "family.D.resolution_px")}},
+    CIPS: {**BLOCKS, **{field: HALF[CIPS] for field in ("family.G.size_px", "family.D.resolution_px")}},
 }
 IDENTITY = {"recipe", "data.dataset_id"}  # name the run; see test_names_and_data_sets_tell_runs_apart
 TAGS = {"family.kind", "family.G.kind"}  # choose the classes that hold all the others
@@ -102,17 +109,22 @@ def trained(run: RunConfig) -> str:
 
 
 def _images(run: RunConfig):
-    from pipeline.data.order import mirrored
-
-    s, nimg = run.data.size_px, 0
+    """Noise of each sample's own from sets of 50, in the order that the readers show."""
+    d, nimg = run.data, 0
     while True:
-        g = torch.Generator().manual_seed(nimg)
-        img = torch.randint(0, 256, (run.batch_size, 3, s, s), generator=g, dtype=torch.uint8)
-        if run.data.mirror:
-            flip = torch.tensor([bool(mirrored(run.seed, nimg + i)) for i in range(run.batch_size)])
+        ks = np.arange(nimg, nimg + run.batch_size)
+        counts = [50] * max(1, len(d.weights))
+        shown = np.stack(image_at(run.seed, counts, d.weights, ks, d.shuffle_block, d.shuffle_window), axis=1)
+        img = torch.stack([_noise(50 * which + sample, d.size_px) for which, sample in shown.tolist()])
+        if d.mirror:
+            flip = torch.from_numpy(mirrored(run.seed, ks))
             img = torch.where(flip[:, None, None, None], img.flip(3), img)
         yield Batch(img, torch.full((run.batch_size,), -1))
         nimg += run.batch_size
+
+
+def _noise(seed: int, s: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, s, s), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def _schedule(run: RunConfig, folder=None) -> Schedule:
@@ -182,7 +194,7 @@ def test_names_and_data_sets_tell_runs_apart():
 
 
 def test_every_way_of_executing_is_obeyed(runner, monkeypatch):
-    """ExecConfig field by field on real runs: lines, grids, checkpoints, pruning, loader processes, mirror."""
+    """ExecConfig field by field on real runs: lines, grids, checkpoints, pruning, threads, mirror."""
     from pipeline.tracking import jsonl
 
     started = []
@@ -202,7 +214,7 @@ def test_every_way_of_executing_is_obeyed(runner, monkeypatch):
 
 
 def _real_batches(*args, **kwargs):
-    from pipeline.data.reader import batches
+    from pipeline.data.feed import batches
 
     return batches(*args, **kwargs)
 
@@ -218,6 +230,7 @@ def test_ranks_and_microbatches_cut_the_batch_as_told():
             "nodes",
             "gpus",
             "batch_gpu",
+            "reader",  # tests/data/test_feed.py
             "workers",
             "status_kimg",
             "sample_kimg",
