@@ -40,6 +40,18 @@ def install() -> StopFlag:
     return flag
 
 
+def call_once(requeuer: Callable[[int, Any], Any]) -> None:
+    """submitit's handler, which does not return. A second signal does not interrupt its rewriting of the job's pickle,
+    and what a kill left of an earlier rewriting does not stop it."""
+    for signum in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    paths = getattr(getattr(requeuer, "__self__", None), "_job_paths", None)
+    if paths is not None:
+        submitted = paths.submitted_pickle
+        submitted.with_suffix(f"{submitted.suffix}.save_tmp").unlink(missing_ok=True)
+    requeuer(signal.SIGUSR2, None)
+
+
 def requeue(flag: StopFlag, rank: int) -> None:
     """On every rank, after the collective save. In a submitit job it does not return.
 
@@ -60,7 +72,7 @@ def requeue(flag: StopFlag, rank: int) -> None:
 def _requeue_local(flag: StopFlag) -> NoReturn:
     if signal.SIGUSR2 in flag.signals:
         assert flag.requeuer is not None
-        flag.requeuer(signal.SIGUSR2, None)  # exit code 144: the controller starts all ranks again
+        call_once(flag.requeuer)  # exit code 144: the controller starts all ranks again
     log.warning("cancelled: saved, not starting again")
     raise SystemExit(128 + signal.SIGTERM)
 
@@ -73,7 +85,7 @@ def _requeue_slurm(flag: StopFlag) -> NoReturn:
         raise SystemExit(0)
     try:
         assert flag.requeuer is not None
-        flag.requeuer(signal.SIGUSR2, None)
+        call_once(flag.requeuer)
     except (subprocess.SubprocessError, OSError) as e:
         log.error("saved, but scontrol requeue failed (%s); submit again to resume", e)
     raise SystemExit(1)

@@ -26,6 +26,7 @@ from dataprep.writer import Progress, committed, prepare_all, uncommitted
 from jobs import ledger
 from jobs.cluster import Cluster, load_cluster
 from jobs.ledger import Submission
+from jobs.preempt import call_once
 from jobs.submit import asking, check_cluster, executor_for
 from pipeline.config import write_atomic
 from pipeline.data.manifest import Manifest
@@ -52,6 +53,8 @@ class PrepJob:
 
     def __call__(self) -> str:
         """Empty, or what went wrong in one line."""
+        if callable(requeuer := signal.getsignal(signal.SIGUSR2)):
+            signal.signal(signal.SIGUSR2, lambda *_: call_once(requeuer))
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # submitit ignores TERM; Slurm follows it with KILL
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
