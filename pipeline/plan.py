@@ -5,9 +5,9 @@ run. ExecConfig is how it is executed and may differ from one attempt to the nex
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Config, by_kind, fingerprint, override
 from pipeline.data.feed import check_copy, check_sets, identity_of
@@ -16,6 +16,10 @@ from pipeline.data.order import LONGEST_CYCLE
 from pipeline.families import KINDS
 from pipeline.phases import FamilyConfig
 from pipeline.spec import UserError
+from pipeline.training.ds_config import read_ds_config
+
+
+Stage = Literal[0, 1, 2, 3]
 
 
 class DataConfig(Config):
@@ -52,7 +56,7 @@ class RunConfig(Config):
     batch_size: int = Field(ge=1)  # images of one iteration over all ranks
     total_kimg: float = Field(gt=0)  # thousands of real images that D sees
     seed: int = Field(default=0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast; weights and optimizer stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights and optimizer stay fp32
 
     @model_validator(mode="after")
     def _stored_size_covers_training(self) -> "RunConfig":
@@ -83,10 +87,27 @@ class ExecConfig(Config):
     sample_kimg: float = Field(default=200, gt=0)  # a grid of fixed latents at every trained size
     checkpoint_kimg: float = Field(default=100, gt=0)
     keep: int = Field(default=2, ge=2)  # newest checkpoints to keep
+    milestone_kimg: float | None = Field(default=None, gt=0)  # checkpoints at its multiples are kept for good
+    zero: Stage | dict[str, Stage] = 0  # DeepSpeed ZeRO stage of all networks, or by network: {G: 3, D: 1}; 0: none
+    ds_config: dict[str, Any] | None = None  # further words to DeepSpeed; a path of a JSON file is read
+    not_finite_limit: int = Field(default=5, ge=1)  # iterations in a row with NaN or Inf that end, or take back, a run
+    on_not_finite: Literal["stop", "rollback"] = "stop"  # rollback: to the newest healthy checkpoint, with other draws
+    hang_sec: int = Field(default=900, ge=0)  # a rank that does not move for so long ends the job; 0: nobody watches
     track: bool = True  # mirror metrics to MLflow
+
+    @field_validator("ds_config", mode="before")
+    @classmethod
+    def _of_a_file(cls, value: Any) -> Any:
+        return read_ds_config(value) if isinstance(value, str) else value
 
     def world(self) -> int:
         return self.nodes * self.gpus
+
+    def stages(self, nets: Iterable[str]) -> dict[str, int]:
+        """Network -> its ZeRO stage; those that are replicated are left out."""
+        if isinstance(self.zero, dict):
+            return {name: stage for name, stage in self.zero.items() if stage}
+        return {name: self.zero for name in nets if self.zero}
 
     def microbatch(self, run: RunConfig) -> int:
         """Images of one forward on one rank. The default does not depend on the ranks, so neither do the bits."""

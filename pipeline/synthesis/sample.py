@@ -6,7 +6,7 @@ neither the batch it is made in nor its neighbours matter.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from pipeline.spec import UserError, to_uint8
 
 MEAN_W_SAMPLES = 4096
 PIXELS_AT_ONCE = 1 << 18  # of one forward; bounds memory at large sizes
+
+
+class Stopped(Exception):
+    """Sampling was asked to end before it was done."""
 
 
 def load_generator(config_json: Path, weights: Path, device: str = "cpu") -> nn.Module:
@@ -67,12 +71,16 @@ def mean_w(G: Any, device: torch.device) -> Float[Tensor, " w_dim"]:
 
 @torch.no_grad()
 def generate(
-    G: Any, seeds: Sequence[int], size: tuple[int, int] | None = None, truncation_psi: float = 1.0
+    G: Any,
+    seeds: Sequence[int],
+    size: tuple[int, int] | None = None,
+    truncation_psi: float = 1.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """uint8 [n, h, w, 3] of a phases.Generator; size None is its native size.
 
     `truncation_psi` moves w towards its mean: w' = mean + psi (w - mean). Raises UserError for a size that the
-    generator cannot make.
+    generator cannot make, and Stopped when `stop` turns true between two forwards.
     """
     h, w_px = size = size or tuple(G.native_size)
     G.check_size(size)
@@ -83,10 +91,12 @@ def generate(
         w = torch.lerp(mean_w(G, device), w, truncation_psi)
     noise = [key("sample noise", int(s)) >> 65 for s in seeds]
     at_once = max(1, PIXELS_AT_ONCE // (h * w_px))
-    images = [
-        to_uint8(G.synthesis(broadcast_w(w[i : i + at_once], G.num_ws), size, tuple(noise[i : i + at_once])))
-        for i in range(0, len(z), at_once)
-    ]
+    images = []
+    for i in range(0, len(z), at_once):
+        if stop():
+            raise Stopped(f"{i} of {len(z)} images are made")
+        ws = broadcast_w(w[i : i + at_once], G.num_ws)
+        images.append(to_uint8(G.synthesis(ws, size, tuple(noise[i : i + at_once]))))
     return torch.cat(images).permute(0, 2, 3, 1).cpu().numpy()
 
 

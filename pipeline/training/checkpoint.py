@@ -9,19 +9,18 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.spec import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class State(Config):
@@ -33,13 +32,14 @@ class State(Config):
     feedback: dict[str, float] = {}
     stats: dict[str, tuple[float, float]] = {}  # open window of metrics: name -> (sum, count)
     train_sec: float = 0.0  # time spent in training before this point, over all attempts
+    scalers: dict[str, dict[str, float]] = {}
+    rollbacks: int = 0
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Snapshot:
     """A checkpoint in memory, on the CPU."""
 
-    path: Path
     state: State
     nets: dict[str, dict[str, Tensor]]
     optimizers: dict[str, dict[str, Any]]
@@ -49,13 +49,12 @@ def folder_of(root: Path, nimg: int) -> Path:
     return root / f"{nimg:012d}"
 
 
-def save(
-    root: Path, state: State, nets: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> Path:
+def save(root: Path, snapshot: Snapshot, *, milestone: bool = False) -> Path:
     """Write and publish one checkpoint; re-saving an existing valid one is a no-op. Rank 0 only.
 
     Raises OSError when the disk refuses; nothing half-written stays.
     """
+    state, nets, optimizers = snapshot.state, snapshot.nets, snapshot.optimizers
     final = folder_of(root, state.nimg)
     if final.exists():
         if not problem_of(final):
@@ -69,11 +68,11 @@ def save(
     try:
         for name, net in nets.items():
             save_file(
-                {k: v.detach().contiguous() for k, v in net.state_dict().items()},
+                net,
                 temp / f"{name}.safetensors",
             )
         for name, optimizer in optimizers.items():
-            torch.save(optimizer.state_dict(), temp / f"opt_{name}.pt")
+            torch.save(optimizer, temp / f"opt_{name}.pt")
         (temp / "state.json").write_text(state.to_json())
         files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(temp.iterdir())}
         (temp / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2) + "\n")
@@ -110,7 +109,7 @@ def all_checkpoints(root: Path) -> list[Path]:
     return sorted((p for p in root.glob("[0-9]" * 12) if p.is_dir()), reverse=True)
 
 
-def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
+def newest_valid(root: Path, *, healthy: bool = False) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that checks out, and what was wrong with those passed over."""
     passed = []
     for folder in all_checkpoints(root):
@@ -121,7 +120,7 @@ def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
     return None, passed
 
 
-def load(folder: Path, fingerprint: str) -> Loaded:
+def load(folder: Path, fingerprint: str) -> Snapshot:
     """Read a checkpoint; UserError when it belongs to another recipe or configuration."""
     state = State.from_json((folder / "state.json").read_text(), where=str(folder / "state.json"))
     if state.fingerprint != fingerprint:
@@ -134,7 +133,7 @@ def load(folder: Path, fingerprint: str) -> Loaded:
         p.stem.removeprefix("opt_"): torch.load(p, map_location="cpu", weights_only=True)
         for p in folder.glob("opt_*.pt")
     }
-    return Loaded(folder, state, nets, optimizers)
+    return Snapshot(state, nets, optimizers)
 
 
 def prune(root: Path, keep: int) -> list[Path]:
@@ -145,6 +144,9 @@ def prune(root: Path, keep: int) -> list[Path]:
         os.rename(folder, doomed)  # so that a kill in the middle leaves no folder that looks published
         shutil.rmtree(doomed)
     return removed
+
+
+def discard_after(root: Path, nimg: int) -> None: ...
 
 
 def _sha256(path: Path) -> str:

@@ -1,16 +1,15 @@
-"""The one file that knows accelerate and reduces gradients: one process, or data parallel over gloo or nccl.
+"""This rank among all ranks, through accelerate: device, precision of forward passes, messages between ranks.
 
-Networks stay plain modules; after a phase's backward passes their gradients are summed over ranks in one flat
-all-reduce. Torch's DDP wrapper is not used: it rebuilds its buckets after the first iteration, so beyond two
-ranks the order of a resumed run's sums would differ from that of an undisturbed one, and it needs care wherever
-`autograd.grad` enters a loss (R1, path length). Control messages travel over gloo and never wait for a GPU.
+What becomes of a network's gradients is an `Update`: `engine_replicated` keeps all of it on every rank,
+`engine_deepspeed` shards it (ZeRO). These files alone know accelerate and DeepSpeed, reduce gradients or scale a
+loss. Control messages travel over gloo and never wait for a GPU.
 """
 
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -18,10 +17,55 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from pipeline.spec import UserError
+from pipeline.errors import UserError, WorkError
+from pipeline.training.watchdog import Progress
 
 R = TypeVar("R")
-MIXED = {"fp32": "no", "bf16": "bf16"}
+MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our words and accelerate's
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@runtime_checkable
+class Update(Protocol):
+    """What one network's phase does with its gradients: reduce them over ranks, step Adam, keep its state.
+
+    Losses come from forward passes of the plain network. Every rank calls every method, in the same order.
+    """
+
+    def begin(self, lr: float) -> None:
+        """Start a phase with this learning rate and no gradients."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Of one microbatch, in its order: its samples' share of the mean over the global batch."""
+        ...
+
+    def step(self) -> Tensor:
+        """Sum over microbatches and ranks, step Adam; a sum that is not finite moves nothing.
+
+        Returns a bool scalar on the device, equal on all ranks: False when the run should worry about it.
+        """
+        ...
+
+    def whole(self) -> AbstractContextManager[Any]:
+        """Within it the network's parameters are all there, to be read."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's whole state_dict, copied to the CPU; empty on ranks other than 0."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Adam's whole state in the layout of torch.optim.Adam, copied to the CPU; empty on ranks other than 0."""
+        ...
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Any], scaler: dict[str, float]) -> None:
+        """Continue from what `weights`, `state` and `scaler` gave, under whatever engine and number of ranks."""
+        ...
+
+    def scaler(self) -> dict[str, float]:
+        """State of the loss scaler; empty without one."""
+        ...
 
 
 class Engine:
@@ -34,8 +78,10 @@ class Engine:
                 f"accelerate launch --mixed_precision {launched} contradicts precision={precision!r} of the run; "
                 f"drop the flag, or --set precision={launched}"
             )
-        os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED[precision]
-        self.accelerator = Accelerator(mixed_precision=MIXED[precision], cpu=not torch.cuda.is_available())
+        # precision and loss scaling are ours; accelerate's would need its own wrappers around the networks
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+        self.precision, self.progress = precision, Progress()
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.device, self.rank, self.world = (
             self.accelerator.device,
             self.accelerator.process_index,
@@ -60,26 +106,22 @@ class Engine:
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager:
-        """The precision of forward passes."""
-        return self.accelerator.autocast()
+        """The precision of forward passes; weights and optimizer stay float32."""
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss)
-
-    def sum_grads(self, grads: list[Tensor]) -> list[Tensor]:
-        """Sum over ranks, in one flat all-reduce."""
-        if self.world == 1:
-            return grads
-        flat = torch.cat([g.reshape(-1) for g in grads])
-        dist.all_reduce(flat)
-        parts = flat.split([g.numel() for g in grads])
-        return [part.view_as(g) for part, g in zip(parts, grads, strict=True)]
+    def all_reduce(self, flat: Tensor) -> None:
+        """Sum a tensor over ranks, in place and on its device."""
+        if self.world > 1:
+            with self.progress.waiting("gradients of all ranks"):
+                dist.all_reduce(flat)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise float64 sum of host numbers over ranks."""
         total = torch.tensor(values, dtype=torch.float64)
         if self.world > 1:
-            dist.all_reduce(total, group=self._control)
+            with self.progress.waiting("numbers of all ranks"):
+                dist.all_reduce(total, group=self._control)
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -91,8 +133,27 @@ class Engine:
         if self.world == 1:
             return [value]
         out: list[Any] = [None] * self.world
-        dist.all_gather_object(out, value, group=self._control)
+        with self.progress.waiting("words of all ranks"):
+            dist.all_gather_object(out, value, group=self._control)
         return out
+
+    def everywhere(self, work: Callable[[], R]) -> R:
+        """Run on every rank; if it fails on some, all raise the first of them, with its rank and host."""
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as e:
+            error = e
+        words = (type(error).__name__, f"{error}", isinstance(error, UserError), socket.gethostname())
+        failed = [(rank, told) for rank, told in enumerate(self.gather(None if error is None else words)) if told]
+        if failed:
+            rank, (kind, text, user, host) = failed[0]
+            if self.world == 1 and error is not None:
+                raise error
+            if user:
+                raise UserError(f"{text} (rank {rank} on {host})") from error
+            raise WorkError(f"rank {rank} on {host} failed: {kind}: {text}") from error
+        return result  # type: ignore[return-value]
 
     def on_main(self, work: Callable[[], R]) -> R:
         """Run on rank 0 and hand its result to all; its exception is raised on every rank, so none hangs."""
@@ -106,12 +167,13 @@ class Engine:
             error = outcome[1]
             sent: list[Any] = [
                 outcome[0],
-                None if error is None else (isinstance(error, UserError), f"{error}"),
+                None if error is None else (type(error), f"{error}"),
             ]
-            dist.broadcast_object_list(sent, src=0, group=self._control)
+            with self.progress.waiting("word from rank 0"):
+                dist.broadcast_object_list(sent, src=0, group=self._control)
             if not self.is_main and sent[1] is not None:
-                user, text = sent[1]
-                raise UserError(text) if user else RuntimeError(f"rank 0 failed: {text}")
+                kind, text = sent[1]
+                raise kind(text) if kind in (UserError, WorkError) else RuntimeError(f"rank 0 failed: {text}")
             outcome[0] = sent[0]
         if outcome[1] is not None:
             raise outcome[1]

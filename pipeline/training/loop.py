@@ -8,22 +8,25 @@ family by name, no tracking service and no cluster: those arrive as callables.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from pipeline.chance import key
 from pipeline.phases import Family
 from pipeline.spec import Batch
-from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Snapshot, State
 from pipeline.training.ema import update_ema
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, Update
+from pipeline.training.engine_replicated import Replicated, on_cpu
+from pipeline.training.health import Health
 from pipeline.training.runner import run_phase, to_device
+from pipeline.training.saver import Saver
 from pipeline.training.stats import Stats
 
-Outcome = Literal["done", "stopped"]
+Outcome = Literal["done", "stopped", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -36,48 +39,70 @@ class Schedule:
     status_kimg: float
     sample_kimg: float
     checkpoint_kimg: float
-    keep: int
+    milestone_kimg: float | None  # checkpoints that are never pruned
     slices: tuple[range, ...]
-    checkpoints: Path
     fingerprint: str
+    zero: Mapping[str, int] = field(default_factory=dict)  # network -> DeepSpeed ZeRO stage; replicated if absent
+    ds_config: Mapping[str, Any] | None = None  # the user's further words to DeepSpeed
 
 
 @dataclass(frozen=True)
 class Outlets:
     """Where the loop tells what it does; called on rank 0 only. None of them may wait for a service."""
 
-    metrics: Callable[[int, Mapping[str, float]], None]  # (nimg, values)
-    sample: Callable[[int, nn.Module], None]  # (nimg, G_ema)
-    event: Callable[..., None]  # (name, nimg, **facts)
+    metrics: Callable[[int, Mapping[str, float], int], None]  # (nimg, values, rollbacks)
+    sample: Callable[..., None]  # (nimg, G_ema, anew=); anew=False: if it is not there yet
 
 
 class Training:
-    """The state of a run in memory: networks, optimizers, progress."""
+    """The state of a run in memory: networks, what updates them, progress."""
 
-    def __init__(self, family: Family, engine: Engine):
+    def __init__(self, family: Family, engine: Engine, schedule: Schedule):
         self.family = family
         self.nets = {name: net.to(engine.device).train() for name, net in family.nets.items()}
         engine.broadcast(t for net in self.nets.values() for t in net.state_dict().values())
         self.G_ema = deepcopy(self.nets["G"]).eval().requires_grad_(False)
-        self.optimizers = {
-            name: torch.optim.Adam(net.parameters(), lr=0.0, betas=family.adam[name].betas, eps=family.adam[name].eps)
-            for name, net in self.nets.items()
-        }
-        self.nimg, self.train_sec = 0, 0.0
+        self.updates = {name: _update_of(name, net, family, engine, schedule) for name, net in self.nets.items()}
+        self.nimg, self.train_sec, self.rollbacks = 0, 0.0, 0
         self.feedback, self.stats = dict(family.feedback), Stats()
 
-    def saved_nets(self) -> dict[str, nn.Module]:
-        return {**self.nets, "G_ema": self.G_ema}
+    def snapshot(self, engine: Engine, fingerprint: str, train_sec: float) -> Snapshot | None:
+        """Copies on the CPU of all that a checkpoint holds, on rank 0; every rank calls it."""
+        totals = self.stats.totals(engine)
+        nets = {name: update.weights() for name, update in self.updates.items()}
+        optimizers = {name: update.state() for name, update in self.updates.items()}
+        if not engine.is_main:
+            return None
+        state = State(
+            fingerprint=fingerprint,
+            nimg=self.nimg,
+            feedback=self.feedback,
+            stats=totals,
+            train_sec=train_sec,
+            scalers={name: update.scaler() for name, update in self.updates.items()},
+            rollbacks=self.rollbacks,
+        )
+        return Snapshot(state, {**nets, "G_ema": on_cpu(self.G_ema.state_dict())}, optimizers)
 
-    def restore(self, loaded: checkpoint.Loaded) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Continue from a checkpoint."""
-        for name, net in self.saved_nets().items():
-            net.load_state_dict(loaded.nets[name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(loaded.optimizers[name])
-        self.nimg, self.train_sec = loaded.state.nimg, loaded.state.train_sec
-        self.feedback = dict(loaded.state.feedback)
-        self.stats.restore(loaded.state.stats)
+        state = snapshot.state
+        for name, update in self.updates.items():
+            update.load(snapshot.nets[name], snapshot.optimizers[name], state.scalers.get(name, {}))
+        self.G_ema.load_state_dict(snapshot.nets["G_ema"])
+        self.nimg, self.train_sec, self.rollbacks = state.nimg, state.train_sec, state.rollbacks
+        self.feedback = dict(state.feedback)
+        self.stats.restore(state.stats)
+
+
+def _update_of(name: str, net: nn.Module, family: Family, engine: Engine, schedule: Schedule) -> Update:
+    stage = schedule.zero.get(name)
+    if stage is None:
+        return Replicated(engine, net, family.adam[name])
+    from pipeline.training.engine_deepspeed import Sharded
+
+    microbatches = len(schedule.slices)
+    return Sharded(engine, net, family.adam[name], stage, schedule.ds_config or {}, microbatches, schedule.batch_size)
 
 
 def crossed(nimg: int, batch_size: int, every_kimg: float) -> bool:
@@ -92,16 +117,26 @@ def train(
     schedule: Schedule,
     *,
     should_stop: Callable[[], bool],
+    health: Health,
+    saver: Saver | None,
     outlets: Outlets,
 ) -> Outcome:
-    """Train until total_kimg or until any rank is asked to stop; all ranks return the same outcome."""
-    t, batch_size = training, schedule.batch_size
+    """Train until total_kimg or until any rank is asked to stop; all ranks return the same outcome.
+
+    "diverged": too many iterations in a row were not finite; `health` knows which.
+    `saver` is rank 0's. Its files may still be on their way when this returns: drain it.
+    """
+    t, batch_size, at = training, schedule.batch_size, engine.progress.at
     start = t.nimg
     tick_nimg, tick_time, waited_sec = t.nimg, time.monotonic(), 0.0
     while True:
         # Maintenance. At the nimg of a resume all of it was done before the checkpoint was written.
         done = t.nimg >= schedule.total_kimg * 1000
-        stop = engine.any(should_stop())
+        stops, bad = engine.sum([float(should_stop()), float(health.bad_now())])
+        stop = stops > 0
+        health.count(bad > 0)
+        if health.exceeded:
+            return "diverged"
         fresh = t.nimg != start
         if fresh and (done or crossed(t.nimg, batch_size, schedule.status_kimg)):
             values = t.stats.take(engine)
@@ -110,19 +145,22 @@ def train(
             images = t.nimg - tick_nimg
             if engine.is_main:
                 timing = _timing(t, images, now - tick_time, waited_sec, engine.device)
-                outlets.metrics(t.nimg, {**values, **timing, **_feedback(t.feedback)})
+                outlets.metrics(t.nimg, {**values, **timing, **_feedback(t.feedback)}, t.rollbacks)
             tick_nimg, tick_time, waited_sec = t.nimg, now, 0.0
-        if engine.is_main and (t.nimg == 0 or (fresh and (done or crossed(t.nimg, batch_size, schedule.sample_kimg)))):
-            outlets.sample(t.nimg, t.G_ema)
-        if fresh and (done or stop or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
-            _save(t, engine, schedule, outlets, train_sec=t.train_sec + time.monotonic() - tick_time)
+        if engine.is_main and not stop and (t.nimg == 0 or done or crossed(t.nimg, batch_size, schedule.sample_kimg)):
+            at("samples", t.nimg)
+            outlets.sample(t.nimg, t.G_ema, anew=fresh)
+        milestone = schedule.milestone_kimg is not None and crossed(t.nimg, batch_size, schedule.milestone_kimg)
+        if fresh and (done or stop or milestone or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
+            at("checkpoint", t.nimg)
+            snapshot = t.snapshot(engine, schedule.fingerprint, t.train_sec + time.monotonic() - tick_time)
+            engine.on_main(lambda s=snapshot, m=milestone: saver.submit(s, milestone=m) if saver and s else None)
         if done or stop:
-            if engine.is_main:
-                outlets.event("done" if done else "preempt", t.nimg)
             return "done" if done else "stopped"
 
         # One iteration on the global batch that starts at image nimg.
         knobs = t.family.knobs(t.nimg)
+        at("data", t.nimg)
         wait = time.monotonic()
         microbatches = [
             to_device(t.family, next(batches), [t.nimg + i for i in part], knobs.size, engine.device)
@@ -130,44 +168,30 @@ def train(
         ]
         waited_sec += time.monotonic() - wait
         for phase in t.family.phases:
-            t.feedback = run_phase(
+            at(phase.name, t.nimg)
+            t.feedback, finite = run_phase(
                 phase,
                 t.nets,
-                t.optimizers[phase.net],
+                t.updates[phase.net],
                 microbatches,
                 knobs=knobs,
-                seed=schedule.seed,
+                seed=draws_of(schedule.seed, t.rollbacks),
                 nimg=t.nimg,
                 batch_size=batch_size,
                 feedback=t.feedback,
                 engine=engine,
                 stats=t.stats,
             )
-        update_ema(t.G_ema, t.nets["G"], batch_size, t.family.ema_kimg)
+            health.note(phase.name, finite)
+        health.close_iteration(t.nimg)
+        with t.updates["G"].whole():
+            update_ema(t.G_ema, t.nets["G"], batch_size, t.family.ema_kimg)
         t.nimg += batch_size
 
 
-def _save(t: Training, engine: Engine, schedule: Schedule, outlets: Outlets, *, train_sec: float) -> None:
-    """Publish a checkpoint on rank 0; a file error is raised on every rank."""
-    totals = t.stats.totals(engine)
-
-    def work() -> None:
-        state = checkpoint.State(
-            fingerprint=schedule.fingerprint,
-            nimg=t.nimg,
-            feedback=t.feedback,
-            stats=totals,
-            train_sec=train_sec,
-        )
-        began = time.monotonic()
-        path = checkpoint.save(schedule.checkpoints, state, t.saved_nets(), t.optimizers)
-        problem = checkpoint.problem_of(path)
-        if problem:
-            raise OSError(f"checkpoint {path} does not read back: {problem}")
-        checkpoint.prune(schedule.checkpoints, schedule.keep)
-        outlets.event("checkpoint", t.nimg, sec=round(time.monotonic() - began, 3))
-
-    engine.on_main(work)
+def draws_of(seed: int, rollbacks: int) -> int:
+    """The seed of latents and noise; another one after each rollback, or the same values would come again."""
+    return seed if not rollbacks else key(seed, "rollback", rollbacks) >> 65
 
 
 def _timing(t: Training, images: int, sec: float, waited_sec: float, device: torch.device) -> dict[str, float]:

@@ -1,0 +1,209 @@
+"""One attempt at a run: from its newest valid checkpoint to its end, to a stop, or to a failure that has a name.
+
+Every rank calls `attempt`. Wires data, loop, checkpoints, watchdog and records together; what each of them does
+is defined elsewhere.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import runlog
+from pipeline.chance import key
+from pipeline.config import fingerprint
+from pipeline.data.feed import batches, manifest_of
+from pipeline.data.order import image_at
+from pipeline.errors import UserError, WorkError
+from pipeline.plan import ExecConfig, RunConfig, check_data
+from pipeline.training import checkpoint
+from pipeline.training.engine import Engine
+from pipeline.training.health import Health, report
+from pipeline.training.loop import Outcome, Outlets, Schedule, Training, train
+from pipeline.training.saver import Saver
+from pipeline.training.watchdog import Watchdog
+
+ROLLBACKS = 3  # of one run; values that are not finite after so many have a cause that other draws do not mend
+
+
+def attempt(
+    folder: Path, run: RunConfig, exec_: ExecConfig, sets: Sequence[str], should_stop: Callable[[], bool]
+) -> Outcome:
+    """Train the run in `folder` on these sets. "stopped": all ranks saved, as one of them was asked to stop."""
+    engine = Engine(run.precision, exec_.world())
+    watchdog = Watchdog(
+        engine.progress,
+        rank=engine.rank,
+        world=engine.world,
+        hang_sec=exec_.hang_sec,
+        tell=partial(runlog.tell, folder, engine.progress),
+    )
+    failed = True
+    try:
+        if exec_.hang_sec:
+            watchdog.start()
+        outcome = _Attempt(folder, run, exec_, sets, engine, should_stop).go()
+        failed = False
+        return outcome
+    finally:
+        watchdog.close()
+        engine.close(failed=failed)
+
+
+def schedule_of(run: RunConfig, exec_: ExecConfig, rank: int) -> Schedule:
+    """What the loop must know of a run, on this rank."""
+    return Schedule(
+        seed=run.seed,
+        batch_size=run.batch_size,
+        total_kimg=run.total_kimg,
+        status_kimg=exec_.status_kimg,
+        sample_kimg=exec_.sample_kimg,
+        checkpoint_kimg=exec_.checkpoint_kimg,
+        milestone_kimg=exec_.milestone_kimg,
+        slices=exec_.slices(run, rank),
+        fingerprint=fingerprint(run),
+        zero=exec_.stages(run.family.passes()),
+        ds_config=exec_.ds_config,
+    )
+
+
+@dataclass
+class _Attempt:
+    folder: Path
+    run: RunConfig
+    exec_: ExecConfig
+    sets: Sequence[str]
+    engine: Engine
+    should_stop: Callable[[], bool]
+
+    def go(self) -> Outcome:
+        run, exec_, engine = self.run, self.exec_, self.engine
+        engine.progress.at("looking at the data")
+        engine.on_main(lambda: check_data(run, exec_, self.sets, [manifest_of(one) for one in self.sets]))
+        torch.manual_seed(key(run.seed, "init") >> 65)
+        self.schedule = schedule_of(run, exec_, engine.rank)
+        engine.progress.at("building the networks")
+        self.training = Training(run.family.build(run.seed), engine, self.schedule)
+        engine.progress.at("reading a checkpoint")
+        found, passed = self._resume()
+        self.log = runlog.RunLog(self.folder, run, exec_, engine, self.should_stop)
+        for problem in passed:
+            self.log.event("passed over", self.training.nimg, checkpoint=problem)
+        self.saver = Saver(self._root, exec_.keep, self.log.event) if engine.is_main else None
+        engine.progress.at("starting the records")
+        self.log.start(self.training.nimg)
+        outcome: Outcome | None = None
+        try:
+            outcome = self._until_it_ends()
+            return outcome
+        except Exception as e:
+            self.log.event("failed", self.training.nimg, error=f"{type(e).__name__}: {e}"[:500])
+            raise
+        finally:
+            if self.saver:
+                self.saver.close()
+            self.log.close(final=outcome == "done")
+
+    @property
+    def _root(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def _resume(self, *, healthy: bool = False) -> tuple[Path | None, list[str]]:
+        """Continue from the newest valid checkpoint, chosen by rank 0; and what was wrong with those passed over."""
+        found, passed = self.engine.on_main(lambda: checkpoint.newest_valid(self._root, healthy=healthy))
+        if found is not None:
+            expected = self.schedule.fingerprint
+            self.training.restore(self.engine.everywhere(lambda: checkpoint.load(found, expected)))
+        elif passed and not healthy:
+            raise UserError(
+                f"{self._root} holds no valid checkpoint ({'; '.join(passed)}); move it away to start anew"
+            )
+        return found, passed
+
+    def _until_it_ends(self) -> Outcome:
+        """The loop; and again from the newest healthy checkpoint, where that is asked for."""
+        while True:
+            health = Health(self.exec_.not_finite_limit, self.engine.device)
+            outcome = self._train(health)
+            self.engine.progress.at("last checkpoint", self.training.nimg)
+            unsaved = self.engine.on_main(lambda: str(self.saver.drain() or "") if self.saver else "")
+            if outcome == "diverged":
+                self._take_back(health)
+                continue
+            if outcome == "done" and unsaved:
+                raise WorkError(f"trained to the end, but the last checkpoint is not on disk: {unsaved}")
+            self._tell_end(outcome)
+            return outcome
+
+    def _train(self, health: Health) -> Outcome:
+        run, exec_, engine = self.run, self.exec_, self.engine
+        stream = batches(
+            self.sets,
+            run.data,
+            reader=exec_.reader,
+            seed=run.seed,
+            nimg=self.training.nimg,
+            batch_size=run.batch_size,
+            slices=self.schedule.slices,
+            rank=engine.rank,
+            world=engine.world,
+            workers=exec_.workers,
+        )
+        try:
+            return train(
+                self.training,
+                stream,
+                engine,
+                self.schedule,
+                should_stop=self.should_stop,
+                health=health,
+                saver=self.saver,
+                outlets=Outlets(self.log.metrics, self.log.sample),
+            )
+        finally:
+            stream.close()  # ends its threads
+
+    def _tell_end(self, outcome: Outcome) -> None:
+        nimg, why = self.training.nimg, getattr(self.should_stop, "why", str)
+        causes = [cause for cause in self.engine.gather(why()) if cause]
+        if outcome == "done":
+            self.log.event("done", nimg)
+        else:
+            self.log.event("preempt", nimg, **({"cause": causes[0]} if causes else {}))
+
+    def _take_back(self, health: Health) -> None:
+        """Write down what was not finite; then go back to the newest healthy checkpoint, or raise WorkError."""
+        t, exec_ = self.training, self.exec_
+        came_from, rollbacks = t.nimg, t.rollbacks
+        told = self.engine.gather(health.culprits)
+        file = self.engine.on_main(lambda: self._report(came_from, told))
+        what = f"losses or gradients were not finite in {exec_.not_finite_limit} iterations up to image {came_from}"
+        if exec_.on_not_finite == "stop":
+            raise WorkError(
+                f"{what}; see {file}. Resume with exec.on_not_finite=rollback, which goes back to the newest healthy "
+                "checkpoint, or start another run with a lower family.lr or precision=fp32"
+            )
+        if rollbacks >= ROLLBACKS:
+            raise WorkError(f"{what}, after {rollbacks} rollbacks; see {file}")
+        found, _ = self._resume(healthy=True)
+        if found is None:
+            raise WorkError(f"{what}, and there is no healthy checkpoint to go back to; see {file}")
+        t.rollbacks = rollbacks + 1
+        self.engine.on_main(lambda: checkpoint.discard_after(self._root, t.nimg))
+        self.log.event("rollback", came_from, to=t.nimg, report=str(file), rollbacks=t.rollbacks)
+
+    def _report(self, nimg: int, told: Sequence[dict[int, list[str]]]) -> Path:
+        """`not-finite-<nimg>.json`: what was not finite on which rank, and the images of those iterations."""
+        d, rows = self.run.data, {}
+        counts = [manifest_of(one).count for one in self.sets]
+        for start in sorted({n for of_rank in told for n in of_rank}):
+            ks = np.arange(start, start + self.run.batch_size)
+            which, sample = image_at(self.run.seed, counts, d.weights, ks, d.shuffle_block, d.shuffle_window)
+            rows[str(start)] = {
+                "not finite": {str(rank): of_rank[start] for rank, of_rank in enumerate(told) if start in of_rank},
+                "images": [f"{self.sets[w]}:{s:09d}" for w, s in zip(which.tolist(), sample.tolist(), strict=True)],
+            }
+        return report(self.folder, nimg, rows)

@@ -1,0 +1,116 @@
+"""What rank 0 writes of a run: metrics.jsonl, events.jsonl, samples/, environment.json; and their mirror in MLflow.
+
+A disk or a service that refuses never stops training: lines are kept and written later, pictures are left out and
+said so. Knows nothing of gradients and checkpoints.
+"""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.plan import ExecConfig, RunConfig
+from pipeline.provenance import environment, record_attempt
+from pipeline.synthesis.sample import Stopped, generate, grid, save_png
+from pipeline.tracking import console, jsonl
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.mirror import Mirror
+from pipeline.tracking.system import system_metrics
+from pipeline.training.engine import Engine
+from pipeline.training.watchdog import Progress
+
+GRID_SEEDS = range(16)  # fixed latents of the sample grids
+
+
+class RunLog:
+    """Only rank 0 writes; the others may call it all the same."""
+
+    def __init__(self, folder: Path, run: RunConfig, exec_: ExecConfig, engine: Engine, stop: Callable[[], bool]):
+        self.folder, self.run, self.engine, self.exec, self.stop = folder, run, engine, exec_, stop
+        self.attempt, self._mirror = 0, None
+        self._metrics, self._events = Journal(folder / jsonl.METRICS), Journal(folder / jsonl.EVENTS)
+        self.sizes = run.family.sizes()
+
+    def start(self, nimg: int) -> None:
+        hosts = self.engine.gather(socket.gethostname())
+        self.engine.on_main(lambda: self._start(nimg, sorted(set(hosts))))
+
+    def _start(self, nimg: int, hosts: list[str]) -> None:
+        events = jsonl.read(self.folder / jsonl.EVENTS)
+        self.attempt = 1 + sum(e["event"] in ("start", "resume") for e in events)
+        device = self.engine.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        facts = environment(device=name, hosts=hosts, world=self.engine.world)
+        record_attempt(self.folder, self.attempt, {**facts, "exec": self.exec.model_dump(mode="json")})
+        self.event(
+            "resume" if self.attempt > 1 else "start",
+            nimg,
+            world=self.engine.world,
+            host=", ".join(hosts),
+            job_id=job_id(),
+            code=facts.get("code", ""),
+        )
+        place = f"{self.engine.world} rank(s)"
+        print(f"{self.folder.name}: attempt {self.attempt} at kimg {nimg / 1000:g}, {place}", flush=True)
+        if self.exec.track:
+            self._mirror = Mirror(self.folder)
+            self._mirror.start()
+
+    def metrics(self, nimg: int, values: Mapping[str, float], rollbacks: int) -> None:
+        """One line of metrics."""
+        device = self.engine.device
+        system = system_metrics(device.index if device.type == "cuda" else None)
+        record = {"nimg": nimg, "time": time.time(), "attempt": self.attempt, "rollbacks": rollbacks}
+        record["metrics"] = {**values, **system}
+        self._metrics.append(record)
+        print(console.tick(record, self.run.total_kimg), flush=True)
+
+    def event(self, name: str, nimg: int, **facts: object) -> None:
+        """One line of events."""
+        if self.engine.is_main:
+            self._events.append(_event(name, nimg, self.attempt, facts))
+
+    def sample(self, nimg: int, G_ema: nn.Module, *, anew: bool) -> None:
+        """A grid of fixed latents at every trained size; with anew=False only those that are not there.
+
+        A signal ends it between two forwards: what is missing is made when the run goes on.
+        """
+        for h, w in self.sizes:
+            path = self.folder / "samples" / f"{nimg:012d}-{h}x{w}.png"
+            if path.exists() and not anew:
+                continue
+            try:
+                images = generate(G_ema, GRID_SEEDS, (h, w), stop=self.stop)
+                path.parent.mkdir(exist_ok=True)
+                save_png(path, grid(images))
+            except Stopped:
+                return
+            except OSError as e:
+                print(f"graticule: no sample grid: {path}: {e.strerror}; training goes on", file=sys.stderr, flush=True)
+                self.event("sample failed", nimg, error=str(e))
+
+    def close(self, *, final: bool) -> None:
+        self._metrics.close()
+        self._events.close()
+        if self._mirror is not None:
+            self._mirror.close(final=final)
+
+
+def tell(folder: Path, progress: Progress, text: str) -> None:
+    """The watchdog's last words: on stderr, and in events.jsonl from whatever rank it is."""
+    print(f"graticule: {text}", file=sys.stderr, flush=True)
+    Journal(folder / jsonl.EVENTS).append(_event("watchdog", progress.nimg, 0, {"error": text}))
+
+
+def _event(name: str, nimg: int, attempt: int, facts: Mapping[str, object]) -> dict[str, object]:
+    return {"time": time.time(), "nimg": nimg, "attempt": attempt, "event": name, **facts}
+
+
+def job_id() -> str:
+    """Of the scheduler, or of submitit's local controller; empty where nobody queued this process."""
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
