@@ -5,7 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from pipeline.attempt import schedule_of
 from pipeline.cost import training_flop
+from pipeline.plan import ExecConfig
 from pipeline.recipes import find
 from pipeline.spec import Batch
 from pipeline.training.engine import Engine
@@ -30,10 +32,11 @@ class Count(TorchDispatchMode):
 @pytest.mark.parametrize("recipe", ["mspie.table5_f", "cips.table3_main"])
 def test_the_stated_training_cost_is_what_sixteen_iterations_spend(recipe):
     """Sixteen iterations see R1 once and path length four times."""
-    config = find(recipe).make().family.tiny()
+    run = find(recipe).make().tiny()
+    config = run.family
     n, family = 2 * config.group, config.build(0)
     engine = Engine("fp32", 1)
-    training, spent, expected = Training(family, engine), 0, 0.0
+    training, spent, expected = Training(family, engine, schedule_of(run, ExecConfig(), 0)), 0, 0.0
     for nimg in range(0, 16 * n, n):
         knobs = family.knobs(nimg)
         batch = Batch(torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
@@ -43,7 +46,7 @@ def test_the_stated_training_cost_is_what_sixteen_iterations_spend(recipe):
                 run_phase(
                     phase,
                     training.nets,
-                    training.optimizers[phase.net],
+                    training.updates[phase.net],
                     [micro],
                     knobs=knobs,
                     seed=0,
