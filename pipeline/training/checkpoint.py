@@ -113,11 +113,22 @@ def prune(root: Path, keep: int) -> list[Path]:
     for folder in found[keep:]:
         if folder == spared or _is(folder, "milestone"):
             continue
-        doomed = root / f".{folder.name}.pruned.tmp"
-        os.rename(folder, doomed)  # so that a kill in the middle leaves no folder that looks published
+        _delete(folder)
         removed.append(folder)
-        shutil.rmtree(doomed)
     return removed
+
+
+def discard_after(root: Path, nimg: int) -> None:
+    """Delete all beyond nimg, milestones too: a run that went back to nimg makes its own."""
+    for folder in all_checkpoints(root):
+        if nimg_of(folder) > nimg:
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    doomed = folder.with_name(f".{folder.name}.deleted.tmp")
+    os.rename(folder, doomed)  # so that a kill in the middle leaves no folder that looks published
+    shutil.rmtree(doomed)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class Saver:
             _say(f"checkpoint {at} failed: {going_on}")
             with _told(f"event of the failed checkpoint {at} not recorded"):
                 self.event("checkpoint failed", nimg, error=going_on)
-            return OSError(e.errno or errno.EIO, error)  # a new one: the traceback of `e` holds the snapshot
+            return OSError(error)  # a new one, as the traceback of `e` holds the snapshot
         with _told(f"checkpoint {at}: older ones not deleted"):
             checkpoint.prune(self.root, self.keep)
         sec = round(time.monotonic() - began, 3)
@@ -99,4 +99,4 @@ def _told(what: str) -> Iterator[None]:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # stderr may be a file on the same full disk
-        print(line, file=sys.stderr, flush=True)
+        print(f"graticule: {line}", file=sys.stderr, flush=True)
