@@ -438,23 +438,25 @@ def test_drain_tells_of_the_newest_snapshot_only(saver, root):
     assert saver.drain() is None
 
 
-# Kills: in a process of its own, which imports once and forks the processes that it kills
+# Kills: in one process of its own, which imports once and forks the processes that it kills
 
-FORK = """
+KILLS = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 from pipeline.training import checkpoint
 from pipeline.training.saver import Saver
 from tests.training.snapshots import FINGERPRINT, snapshot, values
 
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+
 def quiet(*args, **facts):
     pass
 
 def fork(work):
-    parent, pid = os.getpid(), os.fork()
+    pid = os.fork()
     if pid == 0:
         try:
-            work(parent)
+            work()
         finally:
             os._exit(3)
     return pid
@@ -465,30 +467,31 @@ def look(root):
         return {"nimg": None, "passed": passed}
     loaded = checkpoint.load(found, FINGERPRINT)
     return {"nimg": loaded.state.nimg, "values": sorted(values(loaded)), "rollbacks": loaded.state.rollbacks}
-"""
 
-AT_RANDOM = """
-def saving(parent):
-    saver, nimg = Saver(root, 2, quiet), look(root)["nimg"]
-    while os.getppid() == parent:
-        nimg += 8
-        saver.submit(snapshot(nimg, numel=1 << 17))
+def publish(root, work):
+    saver = Saver(root, 2, quiet)
+    saver.submit(work)
+    error = saver.drain()
+    assert error is None, error
+    saver.close()
 
-root = Path(sys.argv[1])
-checkpoint.save(root, snapshot(8))
-for _ in range(int(sys.argv[2])):
-    pid = fork(saving)
-    time.sleep(random.uniform(0, 0.15))
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    print(json.dumps({**look(root), "cut": any(root.glob(".*"))}))
-"""
+def at_random(root, times):
+    def saving(parent=os.getpid()):
+        saver, nimg = Saver(root, 2, quiet), look(root)["nimg"]
+        while os.getppid() == parent:
+            nimg += 8
+            saver.submit(snapshot(nimg, numel=1 << 17))
 
-AT_EACH_OPERATION = """
-OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+    checkpoint.save(root, snapshot(8))
+    for _ in range(times):
+        pid = fork(saving)
+        time.sleep(random.uniform(0, 0.15))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        yield {**look(root), "cut": any(root.glob(".*"))}
 
-def killed_at(n, root, work):
-    def act(parent):
+def at_each_operation(start, root, nimgs, rollbacks):
+    def act():
         seen = []
         def hook(event, args):
             if event in OPERATIONS:
@@ -498,43 +501,40 @@ def killed_at(n, root, work):
         sys.addaudithook(hook)
         publish(root, work)
         os._exit(0)
-    return os.waitpid(fork(act), 0)[1]
 
-def publish(root, work):
-    saver = Saver(root, 2, quiet)
-    saver.submit(work)
-    error = saver.drain()
-    assert error is None, error
-    saver.close()
+    work, status = snapshot(24, value=99.0, rollbacks=rollbacks), None
+    for nimg in nimgs:
+        checkpoint.save(start, snapshot(nimg))
+    for n in range(1, 1000):
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(start, root)
+        status = os.waitpid(fork(act), 0)[1]
+        after = look(root)
+        publish(root, work)
+        yield {"status": status, "after": after, "again": look(root), "there": sorted(os.listdir(root))}
+        if status == 0:
+            return
 
-start, root = Path(sys.argv[1]), Path(sys.argv[2])
-nimgs, rollbacks = json.loads(sys.argv[3]), int(sys.argv[4])
-for nimg in nimgs:
-    checkpoint.save(start, snapshot(nimg))
-for n in range(1, 1000):
-    shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(start, root)
-    work = snapshot(24, value=99.0, rollbacks=rollbacks)
-    status = killed_at(n, root, work)
-    after = look(root)
-    publish(root, work)
-    print(json.dumps({"status": status, "after": after, "again": look(root), "there": sorted(os.listdir(root))}))
-    if status == 0:
-        break
+place = Path(sys.argv[1])
+print(json.dumps({
+    "random": list(at_random(place / "random", 24)),
+    "new": list(at_each_operation(place / "a", place / "b", [8, 16], 0)),
+    "replaced": list(at_each_operation(place / "c", place / "d", [24], 1)),
+}))
 """
 
 
-def in_a_process(script: str, *words: object) -> list[dict[str, Any]]:
-    """Run it and read the JSON lines it prints."""
+@pytest.fixture(scope="module")
+def kills(tmp_path_factory) -> dict[str, list[dict[str, Any]]]:
+    command = [sys.executable, "-c", KILLS, str(tmp_path_factory.mktemp("kills"))]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", FORK + script, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return json.loads(done.stdout)
 
 
-def test_kills_at_random_instants_of_a_background_save_always_leave_a_complete_checkpoint(root):
-    seen = in_a_process(AT_RANDOM, root, 24)
+def test_kills_at_random_instants_of_a_background_save_always_leave_a_complete_checkpoint(kills):
+    seen = kills["random"]
     assert len(seen) == 24
     for one in seen:
         assert one["values"] == [float(one["nimg"])]
@@ -544,14 +544,17 @@ def test_kills_at_random_instants_of_a_background_save_always_leave_a_complete_c
     assert any(one["cut"] for one in seen), "no save was ever cut"
 
 
-@pytest.mark.parametrize(
-    ("nimgs", "rollbacks"), [([8, 16], 0), ([24], 1)], ids=["a new one, and pruning", "in place of the only one"]
-)
-def test_a_kill_before_any_file_operation_leaves_a_checkpoint_and_the_save_can_be_repeated(tmp_path, nimgs, rollbacks):
-    """Operation after operation is the one that SIGKILL comes before, until none is left."""
-    seen = in_a_process(AT_EACH_OPERATION, tmp_path / "start", tmp_path / "root", json.dumps(nimgs), rollbacks)
-    before, new = {"nimg": nimgs[-1], "values": [float(nimgs[-1])], "rollbacks": 0}, {"nimg": 24, "values": [99.0]}
-    new["rollbacks"] = rollbacks
+@pytest.mark.parametrize(("case", "nimgs", "rollbacks"), [("new", [8, 16], 0), ("replaced", [24], 1)])
+def test_a_kill_before_any_file_operation_leaves_a_checkpoint_and_the_save_can_be_repeated(
+    kills, case, nimgs, rollbacks
+):
+    """SIGKILL comes before one operation after the other, until none is left.
+
+    "new": the third checkpoint, after which the first is pruned; "replaced": in place of the only one there is.
+    """
+    seen = kills[case]
+    before = {"nimg": nimgs[-1], "values": [float(nimgs[-1])], "rollbacks": 0}
+    new = {"nimg": 24, "values": [99.0], "rollbacks": rollbacks}
     assert [one["status"] for one in seen] == [9] * (len(seen) - 1) + [0]
     published = [one["after"] == new for one in seen]
     assert [one["after"] for one in seen] == [before] * published.index(True) + [new] * sum(published)
