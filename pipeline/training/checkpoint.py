@@ -1,86 +1,55 @@
-"""Checkpoints on disk: atomic, hashed, found again by walking back to the newest valid one.
+"""The checkpoints of a run: published atomically, found again by walking back to the newest valid one.
 
-`checkpoints/<nimg:012d>/` holds the nets as safetensors, optimizer states as torch files that load with
-weights_only=True, state.json, and manifest.json with size and sha256 of each, written last but one: the rename of
-the whole folder is the commit. State is consolidated, so any world size can load it. Knows no network by name.
+`checkpoints/<nimg:012d>/` is written under a hidden name, synced and read back; the rename of the whole folder is the
+commit. State is consolidated, so any world size can load it. One process writes, any number may read. What is in a
+folder is in snapshot.py; deliberately knows no network by name, no engine and no thread.
 """
 
-import hashlib
-import json
+import contextlib
+import errno
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from pipeline.config import Config
 from pipeline.spec import UserError
+from pipeline.training.snapshot import DAMAGE, examine, fsync, read_manifest, read_state, read_tensors, write
+from pipeline.training.snapshot import FORMAT as FORMAT
+from pipeline.training.snapshot import Snapshot as Snapshot
+from pipeline.training.snapshot import State as State
 
-FORMAT = 2
-
-
-class State(Config):
-    """Everything a run feeds back to itself that is not a tensor."""
-
-    format: int = FORMAT
-    fingerprint: str  # of the RunConfig this belongs to
-    nimg: int  # real images consumed
-    feedback: dict[str, float] = {}
-    stats: dict[str, tuple[float, float]] = {}  # open window of metrics: name -> (sum, count)
-    train_sec: float = 0.0  # time spent in training before this point, over all attempts
-    scalers: dict[str, dict[str, float]] = {}
-    rollbacks: int = 0
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A checkpoint in memory, on the CPU."""
-
-    state: State
-    nets: dict[str, dict[str, Tensor]]
-    optimizers: dict[str, dict[str, Any]]
+DIGITS = "[0-9]" * 12  # of a folder's name
 
 
 def folder_of(root: Path, nimg: int) -> Path:
     return root / f"{nimg:012d}"
 
 
+def nimg_of(folder: Path) -> int:
+    """The inverse, for folders of all_checkpoints."""
+    return int(folder.name.removeprefix(".").removesuffix(".old"))
+
+
 def save(root: Path, snapshot: Snapshot, *, milestone: bool = False) -> Path:
-    """Write and publish one checkpoint; re-saving an existing valid one is a no-op. Rank 0 only.
+    """Write, read back and publish one checkpoint. A valid one of the same nimg and rollbacks is left as it is.
 
     Raises OSError when the disk refuses; nothing half-written stays.
     """
-    state, nets, optimizers = snapshot.state, snapshot.nets, snapshot.optimizers
-    final = folder_of(root, state.nimg)
-    if final.exists():
-        if not problem_of(final):
-            return final
-        shutil.rmtree(final)
+    final = folder_of(root, snapshot.state.nimg)
     root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(".*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _tidy(root)
+    if _is_there(final, snapshot.state.rollbacks, milestone):
+        return final
+    disk = shutil.disk_usage(root)
+    if disk.total and disk.free < snapshot.nbytes:  # some network file systems report 0 of 0
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
     temp = root / f".{final.name}.{os.getpid()}.tmp"
     temp.mkdir()
     try:
-        for name, net in nets.items():
-            save_file(
-                net,
-                temp / f"{name}.safetensors",
-            )
-        for name, optimizer in optimizers.items():
-            torch.save(optimizer, temp / f"opt_{name}.pt")
-        (temp / "state.json").write_text(state.to_json())
-        files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(temp.iterdir())}
-        (temp / "manifest.json").write_text(json.dumps({"format": FORMAT, "files": files}, indent=2) + "\n")
-        for f in temp.iterdir():
-            _fsync(f)
-        _fsync(temp)
-        os.rename(temp, final)
-        _fsync(root)
+        write(temp, snapshot, milestone=milestone)
+        if problem := problem_of(temp):
+            raise OSError(errno.EIO, f"what was written does not read back ({problem})", str(root))
+        _publish(temp, final)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
@@ -89,74 +58,134 @@ def save(root: Path, snapshot: Snapshot, *, milestone: bool = False) -> Path:
 
 def problem_of(folder: Path) -> str:
     """Why this folder is not a valid checkpoint; empty when it is."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}, this version reads {FORMAT}"
-        for name, facts in manifest["files"].items():
-            file = folder / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"] or _sha256(file) != facts["sha256"]:
-                return f"{name} does not match its sha256"
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        return f"manifest.json unreadable ({type(e).__name__})"
-    return ""
+    return examine(folder)[1]
 
 
 def all_checkpoints(root: Path) -> list[Path]:
-    """Published folders, newest first, not checked."""
-    return sorted((p for p in root.glob("[0-9]" * 12) if p.is_dir()), reverse=True)
+    """Published folders, newest first, not checked; one set aside counts where a kill left nothing in its place."""
+    folders = {nimg_of(p): p for p in (*root.glob(f".{DIGITS}.old"), *root.glob(DIGITS))}
+    return [folders[nimg] for nimg in sorted(folders, reverse=True) if folders[nimg].is_dir()]
 
 
 def newest_valid(root: Path, *, healthy: bool = False) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that checks out, and what was wrong with those passed over."""
-    passed = []
-    for folder in all_checkpoints(root):
-        problem = problem_of(folder)
-        if not problem:
-            return folder, passed
-        passed.append(f"{folder.name}: {problem}")
-    return None, passed
+    """The newest checkpoint that checks out, and what was wrong with those passed over.
+
+    healthy=True passes over those that hold values that are not finite.
+    """
+    while True:
+        found, passed = all_checkpoints(root), []
+        for folder in found:
+            manifest, problem = examine(folder)
+            if manifest and healthy and not manifest.healthy:
+                problem = "holds values that are not finite"
+            if not problem:
+                return folder, passed
+            passed.append(f"{folder.name}: {problem}")
+        if all_checkpoints(root) == found:  # else they were pruned while they were read: look again
+            return None, passed
 
 
 def load(folder: Path, fingerprint: str) -> Snapshot:
-    """Read a checkpoint; UserError when it belongs to another recipe or configuration."""
-    state = State.from_json((folder / "state.json").read_text(), where=str(folder / "state.json"))
+    """Read a checkpoint, each byte checked against its manifest.
+
+    UserError when it belongs to another recipe or configuration, or is damaged, gone or of an unknown format.
+    """
+    with _in_one_line(folder):
+        manifest = read_manifest(folder)
+        state = read_state(folder, manifest)
     if state.fingerprint != fingerprint:
         raise UserError(
             f"checkpoint {folder} belongs to configuration {state.fingerprint}, this run is {fingerprint}; "
             "move it away or run the recipe it was made with"
         )
-    nets = {p.stem: load_file(p) for p in folder.glob("*.safetensors")}
-    optimizers = {
-        p.stem.removeprefix("opt_"): torch.load(p, map_location="cpu", weights_only=True)
-        for p in folder.glob("opt_*.pt")
-    }
-    return Snapshot(state, nets, optimizers)
+    with _in_one_line(folder):
+        return Snapshot(state, *read_tensors(folder, manifest))
 
 
 def prune(root: Path, keep: int) -> list[Path]:
-    """Delete all but the newest `keep`; call only after the newest one verified."""
-    removed = all_checkpoints(root)[keep:]
-    for folder in removed:
-        doomed = folder.with_name(f".{folder.name}.pruned.tmp")
-        os.rename(folder, doomed)  # so that a kill in the middle leaves no folder that looks published
-        shutil.rmtree(doomed)
+    """Delete all but the newest `keep`, the milestones and the newest healthy one.
+
+    Call it only after the newest was read back, as `save` does.
+    """
+    found, removed = all_checkpoints(root), []
+    newest_is_healthy = any(_is(folder, "healthy") for folder in found[:1])
+    spared = None if newest_is_healthy else newest_valid(root, healthy=True)[0]
+    for folder in found[keep:]:
+        if folder == spared or _is(folder, "milestone"):
+            continue
+        _delete(folder)
+        removed.append(folder)
     return removed
 
 
-def discard_after(root: Path, nimg: int) -> None: ...
+def discard_after(root: Path, nimg: int) -> None:
+    """Delete all beyond nimg, milestones too: a run that went back to nimg makes its own."""
+    for folder in all_checkpoints(root):
+        if nimg_of(folder) > nimg:
+            _delete(folder)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def _delete(folder: Path) -> None:
+    doomed = folder.with_name(f".{folder.name}.deleted.tmp")
+    os.rename(folder, doomed)  # so that a kill in the middle leaves no folder that looks published
+    shutil.rmtree(doomed)
 
 
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def _in_one_line(folder: Path) -> Iterator[None]:
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        yield
+    except DAMAGE as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise UserError(
+            f"checkpoint {folder} cannot be read: {reason:.300}; "
+            "start the run again, which takes the newest valid one, or move this one away"
+        ) from e
+
+
+def _is(folder: Path, flag: str) -> bool:
+    """A flag of the manifest, False for a damaged one; OSError when it is there and cannot be read."""
+    try:
+        return getattr(read_manifest(folder), flag)
+    except DAMAGE as e:
+        if isinstance(e, OSError) and e.errno != errno.ENOENT:
+            raise
+        return False
+
+
+def _is_there(final: Path, rollbacks: int, milestone: bool) -> bool:
+    """Does a valid checkpoint of the same history lie there, and is it a milestone where one is asked for?"""
+    manifest, _ = examine(final)
+    if manifest is None or (milestone and not manifest.milestone):
+        return False
+    with contextlib.suppress(*DAMAGE):
+        return read_state(final, manifest).rollbacks == rollbacks
+    return False
+
+
+def _tidy(root: Path) -> None:
+    """Clear what a kill left: what is half-written or half-deleted goes, what was set aside comes back if needed."""
+    for leftover in root.glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for aside in root.glob(f".{DIGITS}.old"):
+        published = folder_of(root, nimg_of(aside))
+        if published.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(aside, published)
+
+
+def _publish(temp: Path, final: Path) -> None:
+    """The commit. What is in the way steps aside, where all_checkpoints still finds it, until the rename is done."""
+    aside, replaces = final.with_name(f".{final.name}.old"), final.exists()
+    if replaces:
+        os.rename(final, aside)
+    try:
+        os.rename(temp, final)
+    except OSError:
+        if replaces:
+            os.rename(aside, final)
+        raise
+    fsync(final.parent)
+    if replaces:
+        shutil.rmtree(aside, ignore_errors=True)
