@@ -147,9 +147,11 @@ def train(
                 timing = _timing(t, images, now - tick_time, waited_sec, engine.device)
                 outlets.metrics(t.nimg, {**values, **timing, **_feedback(t.feedback)}, t.rollbacks)
             tick_nimg, tick_time, waited_sec = t.nimg, now, 0.0
-        if engine.is_main and not stop and (t.nimg == 0 or done or crossed(t.nimg, batch_size, schedule.sample_kimg)):
-            at("samples", t.nimg)
-            outlets.sample(t.nimg, t.G_ema, anew=fresh)
+        if not stop and (t.nimg == 0 or done or crossed(t.nimg, batch_size, schedule.sample_kimg)):
+            if engine.is_main:
+                at("samples", t.nimg)
+                outlets.sample(t.nimg, t.G_ema, anew=fresh)
+            stop = engine.any(should_stop())  # a signal meanwhile: the checkpoint is of this very image
         milestone = schedule.milestone_kimg is not None and crossed(t.nimg, batch_size, schedule.milestone_kimg)
         if fresh and (done or stop or milestone or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
             at("checkpoint", t.nimg)

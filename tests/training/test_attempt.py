@@ -98,10 +98,10 @@ def test_values_that_stay_not_finite_end_the_run_after_three_rollbacks(runner, m
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A tmpfs of half a megabyte, half full."""
+    """A tmpfs of two megabytes."""
     place = tmp_path / "small"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs needs root")
     yield place
@@ -111,7 +111,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_refuses_checkpoints_and_the_run_goes_on(runner, small_disk, capfd):
     """The checkpoints' folder is full from the start; room is made half-way."""
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(450_000))
+    filler.write_bytes(bytes(1_900_000))
     folder = runner(CIPS).plan("total_kimg=0.32")
     (folder / "checkpoints").symlink_to(small_disk, target_is_directory=True)
 
@@ -128,7 +128,7 @@ def test_a_full_disk_refuses_checkpoints_and_the_run_goes_on(runner, small_disk,
 
 
 def test_a_run_that_cannot_save_its_end_says_so_and_resumes(runner, small_disk):
-    (small_disk / "filler").write_bytes(bytes(450_000))
+    (small_disk / "filler").write_bytes(bytes(1_900_000))
     folder = runner(CIPS).plan("total_kimg=0.1")
     (folder / "checkpoints").symlink_to(small_disk, target_is_directory=True)
     with pytest.raises(WorkError, match=r"trained to the end, but the last checkpoint is not on disk: .*No space left"):
