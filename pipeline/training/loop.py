@@ -128,7 +128,7 @@ def train(
     """
     t, batch_size, at = training, schedule.batch_size, engine.progress.at
     start = t.nimg
-    tick_nimg, tick_time, waited_sec = t.nimg, time.monotonic(), 0.0
+    tick_nimg, tick_time, waited_sec, stalled_sec = t.nimg, time.monotonic(), 0.0, 0.0
     while True:
         # Maintenance. At the nimg of a resume all of it was done before the checkpoint was written.
         done = t.nimg >= schedule.total_kimg * 1000
@@ -144,9 +144,9 @@ def train(
             t.train_sec += now - tick_time
             images = t.nimg - tick_nimg
             if engine.is_main:
-                timing = _timing(t, images, now - tick_time, waited_sec, engine.device)
+                timing = _timing(t, images, now - tick_time, waited_sec, stalled_sec, engine.device)
                 outlets.metrics(t.nimg, {**values, **timing, **_feedback(t.feedback)}, t.rollbacks)
-            tick_nimg, tick_time, waited_sec = t.nimg, now, 0.0
+            tick_nimg, tick_time, waited_sec, stalled_sec = t.nimg, now, 0.0, 0.0
         if not stop and (t.nimg == 0 or done or crossed(t.nimg, batch_size, schedule.sample_kimg)):
             if engine.is_main:
                 at("samples", t.nimg)
@@ -155,8 +155,10 @@ def train(
         milestone = schedule.milestone_kimg is not None and crossed(t.nimg, batch_size, schedule.milestone_kimg)
         if fresh and (done or stop or milestone or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
             at("checkpoint", t.nimg)
+            began = time.monotonic()
             snapshot = t.snapshot(engine, schedule.fingerprint, t.train_sec + time.monotonic() - tick_time)
             engine.on_main(lambda s=snapshot, m=milestone: saver.submit(s, milestone=m) if saver and s else None)
+            stalled_sec += time.monotonic() - began
         if done or stop:
             return "done" if done else "stopped"
 
@@ -196,13 +198,16 @@ def draws_of(seed: int, rollbacks: int) -> int:
     return seed if not rollbacks else key(seed, "rollback", rollbacks) >> 65
 
 
-def _timing(t: Training, images: int, sec: float, waited_sec: float, device: torch.device) -> dict[str, float]:
+def _timing(
+    t: Training, images: int, sec: float, waited_sec: float, stalled_sec: float, device: torch.device
+) -> dict[str, float]:
     out = {
         "Progress/kimg": t.nimg / 1000,
         "Timing/sec_per_kimg": 1000 * sec / images,
         "Timing/img_per_sec": images / sec,
         "Timing/train_sec": t.train_sec,
         "Timing/data_wait_share": waited_sec / sec,
+        "Timing/checkpoint_stall_share": stalled_sec / sec,
     }
     if device.type == "cuda":
         out["Resources/gpumem_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
