@@ -39,18 +39,19 @@ def attempt(
         rank=engine.rank,
         world=engine.world,
         hang_sec=exec_.hang_sec,
-        tell=partial(runlog.tell, folder, engine.progress),
+        tell=partial(runlog.tell, folder, engine),
     )
-    failed = True
+    failed: BaseException | None = None
     try:
         if exec_.hang_sec:
             watchdog.start()
-        outcome = _Attempt(folder, run, exec_, sets, engine, should_stop).go()
-        failed = False
-        return outcome
+        return _Attempt(folder, run, exec_, sets, engine, should_stop).go()
+    except BaseException as e:
+        failed = e
+        raise
     finally:
-        watchdog.close()
-        engine.close(failed=failed)
+        watchdog.close(failed)
+        engine.close(failed=failed is not None)
 
 
 def schedule_of(run: RunConfig, exec_: ExecConfig, rank: int) -> Schedule:

@@ -22,7 +22,6 @@ from pipeline.tracking.journal import Journal
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.system import system_metrics
 from pipeline.training.engine import Engine
-from pipeline.training.watchdog import Progress
 
 GRID_SEEDS = range(16)  # fixed latents of the sample grids
 
@@ -101,10 +100,12 @@ class RunLog:
             self._mirror.close(final=final)
 
 
-def tell(folder: Path, progress: Progress, text: str) -> None:
-    """The watchdog's last words: on stderr, and in events.jsonl from whatever rank it is."""
+def tell(folder: Path, engine: Engine, text: str) -> None:
+    """The watchdog's last words, of every rank: on stderr, and once in events.jsonl."""
     print(f"graticule: {text}", file=sys.stderr, flush=True)
-    Journal(folder / jsonl.EVENTS).append(_event("watchdog", progress.nimg, 0, {"error": text}))
+    events = folder / jsonl.EVENTS
+    if engine.rank == 0 or (engine.rank == 1 and jsonl.read(events)[-1]["event"] != "watchdog"):
+        jsonl.append(events, _event("watchdog", engine.progress.nimg or 0, 0, {"error": text}))
 
 
 def _event(name: str, nimg: int, attempt: int, facts: Mapping[str, object]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from pipeline.families import logistic
 from pipeline.run import newest_checkpoint, train_folder
 from pipeline.tracking import jsonl
 from pipeline.training.checkpoint import all_checkpoints
-from tests.runs import CIPS, MSPIE, assert_bitwise_equal, final_state
+from tests.runs import CIPS, ENV, GRATICULE, MSPIE, assert_bitwise_equal, final_state
 
 BATCH = 16  # of the small CIPS run, whose D makes one loss an iteration and microbatch
 LOSSES = BATCH // 4
@@ -200,3 +200,33 @@ def test_resume_of_a_resume_is_bitwise_equal(runner):
         assert outcome == "stopped", life
     assert train_folder(folder, should_stop=lambda: False) == "done"
     assert_bitwise_equal(final_state(undisturbed), final_state(folder))
+
+
+HANG = """
+import os, sys, time
+from pipeline.families import logistic
+real, calls = logistic.logistic_d, iter(range(10**6))
+def loss(*logits):
+    if os.environ["RANK"] == "1" and next(calls) == 20:
+        time.sleep(600)
+    return real(*logits)
+logistic.logistic_d = loss
+from pipeline.cli import main
+sys.argv[0] = "graticule"
+main()
+"""
+
+
+def test_a_rank_that_hangs_ends_the_run_with_its_name(runner, tmp_path):
+    """One of two real ranks sleeps in D's phase (a fake hang)."""
+    run, script = runner(CIPS), tmp_path / "hang.py"
+    script.write_text(HANG)
+    command = run.command("exec.hang_sec=4", ranks=2)
+    command[command.index(GRATICULE)] = str(script)
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=150)
+    assert done.returncode != 0
+    (told,) = events(run.folder(), "watchdog")
+    assert told["error"].startswith("rank 1 on ")
+    assert ": D of image " in told["error"]
+    assert told["error"] in done.stderr
+    assert "in loss" in done.stderr, "the stack of the rank that hangs"
