@@ -33,7 +33,8 @@ def attempt(
     folder: Path, run: RunConfig, exec_: ExecConfig, sets: Sequence[str], should_stop: Callable[[], bool]
 ) -> Outcome:
     """Train the run in `folder` on these sets. "stopped": all ranks saved, as one of them was asked to stop."""
-    engine = Engine(run.precision, exec_.world())
+    # torch's own time-out names nobody, so the watchdog must be the first to give up
+    engine = Engine(run.precision, exec_.world(), timeout_sec=exec_.hang_sec and max(1800, 2 * exec_.hang_sec))
     watchdog = Watchdog(
         engine.progress,
         rank=engine.rank,
@@ -89,7 +90,7 @@ class _Attempt:
         engine.progress.at("building the networks")
         self.training = Training(run.family.build(run.seed), engine, self.schedule)
         engine.progress.at("reading a checkpoint")
-        found, passed = self._resume()
+        _, passed = self._resume()
         self.log = runlog.RunLog(self.folder, run, exec_, engine, self.should_stop)
         for problem in passed:
             self.log.event("passed over", self.training.nimg, checkpoint=problem)
@@ -119,9 +120,7 @@ class _Attempt:
             expected = self.schedule.fingerprint
             self.training.restore(self.engine.everywhere(lambda: checkpoint.load(found, expected)))
         elif passed and not healthy:
-            raise UserError(
-                f"{self._root} holds no valid checkpoint ({'; '.join(passed)}); move it away to start anew"
-            )
+            raise UserError(f"{self._root} holds no valid checkpoint ({'; '.join(passed)}); move it away to start anew")
         return found, passed
 
     def _until_it_ends(self) -> Outcome:

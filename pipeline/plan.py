@@ -18,7 +18,6 @@ from pipeline.phases import FamilyConfig
 from pipeline.spec import UserError
 from pipeline.training.ds_config import read_ds_config
 
-
 Stage = Literal[0, 1, 2, 3]
 
 

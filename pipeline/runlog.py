@@ -81,10 +81,15 @@ class RunLog:
         """
         for h, w in self.sizes:
             path = self.folder / "samples" / f"{nimg:012d}-{h}x{w}.png"
+
+            def stop() -> bool:
+                self.engine.progress.at("samples", nimg)
+                return self.stop()
+
             if path.exists() and not anew:
                 continue
             try:
-                images = generate(G_ema, GRID_SEEDS, (h, w), stop=self.stop)
+                images = generate(G_ema, GRID_SEEDS, (h, w), stop=stop)
                 path.parent.mkdir(exist_ok=True)
                 save_png(path, grid(images))
             except Stopped:

@@ -27,7 +27,7 @@ MEAN_W_SAMPLES = 4096
 PIXELS_AT_ONCE = 1 << 18  # of one forward; bounds memory at large sizes
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  # no error
     """Sampling was asked to end before it was done."""
 
 

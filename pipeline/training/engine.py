@@ -9,12 +9,14 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from pipeline.errors import UserError, WorkError
@@ -71,7 +73,8 @@ class Update(Protocol):
 class Engine:
     """This rank's place among all ranks. `world` and `rank` are what came up, checked against what was asked."""
 
-    def __init__(self, precision: str, world: int):
+    def __init__(self, precision: str, world: int, timeout_sec: int | None = None):
+        """`timeout_sec`: how long a collective may take before torch gives up; torch's default if None."""
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if launched not in ("no", MIXED[precision]):
             raise UserError(
@@ -81,13 +84,18 @@ class Engine:
         # precision and loss scaling are ours; accelerate's would need its own wrappers around the networks
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
         self.precision, self.progress = precision, Progress()
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        timeout = timedelta(seconds=timeout_sec) if timeout_sec else None
+        self.accelerator = Accelerator(
+            mixed_precision="no",
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)] if timeout else [],
+        )
         self.device, self.rank, self.world = (
             self.accelerator.device,
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        self._control: Any = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._control: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
         self._check_world(world)
 
     def _check_world(self, asked: int) -> None:
@@ -182,8 +190,9 @@ class Engine:
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Copy rank 0's values over everyone's."""
         if self.world > 1:
-            for t in tensors:
-                dist.broadcast(t, src=0)
+            with self.progress.waiting("tensors from rank 0"):
+                for t in tensors:
+                    dist.broadcast(t, src=0)
 
     def close(self, *, failed: bool) -> None:
         """Leave the process group; another engine may be made in this process afterwards.
