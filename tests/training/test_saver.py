@@ -119,7 +119,7 @@ def test_training_goes_on_while_a_snapshot_is_published_and_waits_only_for_the_o
     assert events.names() == [("checkpoint", 8), ("checkpoint", 16)]
 
 
-def test_the_event_says_what_it_cost(saver, root, events, monkeypatch):
+def test_the_event_says_what_it_cost_and_each_wait_counts_once(saver, events, monkeypatch):
     """The wait begins where the clock is read by this thread; only then may the one before come to its end."""
     gate, monotonic, main = events.hold(16), time.monotonic, threading.current_thread()
 
@@ -130,17 +130,22 @@ def test_the_event_says_what_it_cost(saver, root, events, monkeypatch):
 
     saver.submit(snapshot(8))
     assert saver.drain() is None
+    began = monotonic()
     saver.submit(snapshot(16))
     monkeypatch.setattr(saver_module.time, "monotonic", clock)
     saver.submit(snapshot(24))
     monkeypatch.undo()
+    for nimg in range(32, 80, 8):
+        saver.submit(snapshot(nimg))
+    in_all_sec = monotonic() - began
     assert saver.drain() is None
     facts = {nimg: facts for _, nimg, facts in events.told}
-    assert [sorted(f) for f in facts.values()] == [["bytes", "sec", "waited_sec"]] * 3
+    assert [sorted(f) for f in facts.values()] == [["bytes", "sec", "waited_sec"]] * 9
     assert facts[8]["bytes"] == snapshot(8).nbytes == sum(t.nbytes for t in tensors(snapshot(8)).values())
     assert facts[8]["sec"] > 0
     assert facts[8]["waited_sec"] == 0
     assert facts[24]["waited_sec"] >= 0.05
+    assert sum(facts[nimg]["waited_sec"] for nimg in range(24, 80, 8)) < in_all_sec + 0.01  # rounded to 0.001 each
 
 
 def test_a_clock_set_back_an_hour_makes_no_duration_negative(saver, events, monkeypatch):
@@ -370,6 +375,24 @@ def test_what_does_not_read_back_is_not_published(saver, root, events, capfd, mo
     assert numbers(root) == [8]
 
 
+def test_what_was_to_be_replaced_is_back_in_its_place_where_publishing_fails(saver, root, events, capfd, monkeypatch):
+    """A fake: os.rename refuses what is to be published."""
+    saver.submit(snapshot(8))
+    saver.drain()
+    rename = os.rename
+
+    def refusing(a: Path, b: Path) -> None:
+        if str(a).endswith(".tmp"):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        rename(a, b)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    saver.submit(snapshot(8, value=99.0, rollbacks=1))
+    assert "free disk space or raise the quota" in str(saver.drain())
+    assert [p.name for p in root.iterdir()] == [f"{8:012d}"]
+    assert values(load(root / f"{8:012d}", FINGERPRINT)) == {8.0}
+
+
 def test_older_checkpoints_that_cannot_be_deleted_are_told_and_no_failure(saver, root, events, capfd, monkeypatch):
     """A fake: os.rename refuses what is to be deleted, as a server does that lost its lease."""
     rename = os.rename
@@ -462,9 +485,10 @@ def fork(work):
     return pid
 
 def look(root):
+    damaged = [problem for problem in map(checkpoint.problem_of, checkpoint.all_checkpoints(root)) if problem]
     found, passed = checkpoint.newest_valid(root)
-    if found is None:
-        return {"nimg": None, "passed": passed}
+    if found is None or damaged:
+        return {"nimg": None, "problems": passed + damaged}
     loaded = checkpoint.load(found, FINGERPRINT)
     return {"nimg": loaded.state.nimg, "values": sorted(values(loaded)), "rollbacks": loaded.state.rollbacks}
 
