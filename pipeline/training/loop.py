@@ -156,8 +156,10 @@ def train(
         if fresh and (done or stop or milestone or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
             at("checkpoint", t.nimg)
             began = time.monotonic()
+            engine.on_main(lambda: saver and saver.drain() and None)  # at most one snapshot in memory
             snapshot = t.snapshot(engine, schedule.fingerprint, t.train_sec + time.monotonic() - tick_time)
-            engine.on_main(lambda s=snapshot, m=milestone: saver.submit(s, milestone=m) if saver and s else None)
+            if saver and snapshot:
+                saver.submit(snapshot, milestone=milestone)
             stalled_sec += time.monotonic() - began
         if done or stop:
             return "done" if done else "stopped"
