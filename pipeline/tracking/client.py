@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -61,7 +62,8 @@ def experiment_id(client: "MlflowClient", runs: Path) -> str:
 
 def one_line(error: BaseException) -> str:
     """An exception for an event or a message: type and first line, not its essay."""
-    text = str(error).strip().split("\n")[0]
+    lines = [line for line in str(error).strip().split("\n") if not line.startswith("(raised as a result of")]
+    text = lines[0] if lines else ""
     return f"{type(error).__name__}: {without_password(text)}"[:300]
 
 
@@ -87,3 +89,4 @@ def _prepare() -> None:
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     for name in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a page for each error, raised besides

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ EVENTS = "events.jsonl"
 END_BYTES = 1 << 16  # what `last` looks at
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)')  # the last one may be cut short
+_NIMG = re.compile(rb'"nimg": (\d+)')
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -78,16 +80,28 @@ def last(path: Path) -> dict[str, Any]:
     with path.open("rb") as f:
         f.seek(begin)
         begin += len(f.readline()) if begin else 0  # of a line that began before
-    found: dict[str, Any] = {}
-    for found, _ in tail(path, begin):
-        pass
-    return found
+    found = deque(tail(path, begin), maxlen=1)
+    return found[0][0] if found else {}
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
     """Metric records by nimg. What a resumed run wrote again counts once, as it was written last."""
     latest = {key_of(record): record for record in read(path)}
     return sorted(latest.values(), key=lambda record: record["nimg"])
+
+
+def known(path: Path, offset: int, keys: Set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Which of these keys stand before byte `offset` of metrics.jsonl; other lines are not even parsed."""
+    found, at, nimgs = set(), 0, {nimg for nimg, _ in keys}
+    with path.open("rb") as f:
+        for line in f:
+            at += len(line)
+            if at > offset:
+                break
+            shown = _NIMG.search(line)
+            if (shown is None or int(shown[1]) in nimgs) and (record := _parse(line, path, at)) is not None:
+                found.add(key_of(record))
+    return found & keys
 
 
 def key_of(record: Mapping[str, Any]) -> tuple[int, str]:

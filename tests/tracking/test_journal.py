@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from pipeline.tracking import jsonl, journal
+from pipeline.tracking import journal, jsonl
 from pipeline.tracking.journal import Journal
 from tests.tracking.small_disk import small_disk
 
