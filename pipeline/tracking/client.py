@@ -6,13 +6,13 @@ Deliberately knows nothing of runs and models. The fluent API's global state is 
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+from pipeline.provenance import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,11 +33,6 @@ ENVIRONMENT = {
 def tracking_uri(runs: Path) -> str:
     """MLFLOW_TRACKING_URI, or an SQLite file beside the runs."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
-
-
-def without_password(text: str) -> str:
-    """An address, or a text with addresses, as it may be written to a file or the console."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def connect(uri: str) -> "MlflowClient":

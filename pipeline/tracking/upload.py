@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import write_atomic
+from pipeline.provenance import without_password
 from pipeline.tracking import description, jsonl
-from pipeline.tracking.client import connect, experiment_id, tracking_uri, without_password
+from pipeline.tracking.client import connect, experiment_id, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

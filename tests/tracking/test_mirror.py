@@ -311,12 +311,16 @@ def test_a_damaged_file_is_an_event_and_not_an_exception(folder):
     (folder / jsonl.METRICS).write_text("rubbish\n")
     mirror = Mirror(folder, every_sec=0.01)
     mirror.start()
-    time.sleep(0.3)
+
+    def told() -> list[dict]:
+        return [e for e in jsonl.read(folder / jsonl.EVENTS) if e["event"].startswith("tracking")]
+
+    wait_until(lambda: told() != [])
     (folder / jsonl.METRICS).unlink()
-    mirror.close(final=False)
-    events = [e for e in jsonl.read(folder / jsonl.EVENTS) if e["event"].startswith("tracking")]
-    assert [e["event"] for e in events] in (["tracking down"], ["tracking down", "tracking back"])
-    assert "is damaged" in events[0]["detail"]
+    wait_until(lambda: len(told()) == 2)
+    assert mirror.close(final=False)
+    assert [e["event"] for e in told()] == ["tracking down", "tracking back"]
+    assert "is damaged" in told()[0]["detail"]
 
 
 def test_importing_the_mirror_does_not_import_mlflow():

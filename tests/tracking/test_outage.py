@@ -137,10 +137,11 @@ def test_a_kill_between_a_post_and_its_answer_doubles_nothing(remote, door):
     catch_up(remote)
     write(remote, range(10, 30))
     door.set("hold", where="log-batch")
-    process = subprocess.Popen([sys.executable, "-c", SENDING, str(remote)])
-    wait_until(lambda: door.hits == 1)  # the server has the points, the client does not know
-    process.kill()
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", SENDING, str(remote)]) as process:
+        try:
+            wait_until(lambda: door.hits == 1)  # the server has the points, the client does not know
+        finally:
+            process.kill()
     door.set("pass")
     assert len(history(remote)) == 30
     assert cursor_of(remote).nimg == 9
@@ -164,12 +165,14 @@ print(mirror.close(final=False, timeout_sec=0.1))
 def test_a_server_that_accepts_and_never_answers_holds_up_neither_training_nor_the_end_of_the_process(remote, door):
     door.set("silent")
     env = {**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "600"}  # what a wait for the answer would take
-    with subprocess.Popen(
-        [sys.executable, "-c", EXITING, str(remote)], env=env, stdin=-1, stdout=-1, text=True
-    ) as process:
-        wait_until(lambda: door.hits == 1)
-        write(remote, range(10))
-        out, _ = process.communicate("\n", timeout=60)
+    command = [sys.executable, "-c", EXITING, str(remote)]
+    with subprocess.Popen(command, env=env, stdin=-1, stdout=-1, text=True) as process:
+        try:
+            wait_until(lambda: door.hits == 1)
+            write(remote, range(10))
+            out, _ = process.communicate("\n", timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, out) == (0, "False\n")
     door.set("pass")
     assert sync(remote) == 10
