@@ -128,6 +128,24 @@ def test_a_disk_without_room_keeps_the_old_snapshot_and_leaves_no_half_one(repos
         assert (disk.path / "code").stat().st_ino == made
 
 
+def test_a_rename_that_fails_brings_the_old_snapshot_back(repository, tmp_path, monkeypatch):
+    """A fake: the second of two renames is refused, as no file system does on command."""
+    snapshot_code(tmp_path)
+    (repository / "jobs" / "world.py").write_text("# new")
+    real = Path.rename
+
+    def refused(self, target):
+        if self.suffix == ".tmp":
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(WorkError, match="Input/output error"):
+        snapshot_code(tmp_path)
+    assert (tmp_path / "code" / "jobs" / "world.py").read_text() != "# new"
+    assert not list(tmp_path.glob(".code.*"))
+
+
 def test_commit_diff_and_new_files_are_named_and_survive_a_snapshot_of_a_snapshot(repository, tmp_path):
     assert (
         facts_of() | {"git_diff": "", "git_untracked": [], "git_sha": git(repository, "rev-parse", "HEAD")}
