@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -20,11 +21,15 @@ from pipeline.errors import UserError
 
 MIN_FREE_GB = 20  # a few checkpoints of a 256 px model with both optimizers
 MIN_SHM_GB = 1  # NCCL's ranks of one node talk through it
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK = re.compile(
+    r"nfs\d?|lustre|gpfs|beegfs\w*|ceph|smb\d?|smbfs|cifs|fuse\..+|glusterfs|pvfs2|wekafs|panfs|afs|9p"
+)
 
 
 @dataclass(frozen=True)
 class Check:
-    """`ok`: True, False, or None for optional and absent; `mend` is empty when there is nothing to do."""
+    """`ok`: True, False, or None for optional and absent, or a warning; `mend` is empty when there is nothing to do."""
 
     name: str
     ok: bool | None
@@ -35,7 +40,7 @@ class Check:
 def checks(cluster: str | None = None, runs: Path = Path("runs")) -> list[Check]:
     """All checks, those of a cluster too if one is named."""
     out = [_python(), *_torch(), *map(_package, REQUIRED), _torchvision(), _deepspeed(), _ffcv(), _mlflow()]
-    out += [_folder(runs), _disk(runs), _shm()]
+    out += [*_store_disk(runs), _folder(runs), _disk(runs), _shm()]
     return out + list(_cluster(cluster))
 
 
@@ -122,6 +127,41 @@ def _mlflow() -> Check:
         ok = os.access(folder, os.W_OK)
         return Check("mlflow store", ok, uri, "" if ok else f"make {folder} writable, or correct MLFLOW_TRACKING_URI")
     return Check("mlflow store", False, uri, "use sqlite:///FILE or http://HOST:PORT; MLflow refuses file stores")
+
+
+def _store_disk(runs: Path) -> Iterator[Check]:
+    """SQLite's locks do not hold on network file systems; the default store lies beside the runs."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.absolute() / 'mlflow.db'}"
+    if not uri.startswith("sqlite:///"):
+        return
+    store = Path(uri.removeprefix("sqlite:///"))
+    try:
+        kind = file_system(store, MOUNTS.read_text())
+    except OSError:  # no /proc
+        return
+    name = "mlflow store's disk"
+    if NETWORK.fullmatch(kind):
+        mend = (
+            "several writers can damage it: start mlflow server on a service node and set MLFLOW_TRACKING_URI to it, "
+        )
+        mend += "or to sqlite:////a/local/disk/mlflow.db; metrics.jsonl is safe either way"
+        yield Check(name, None, f"{store} is SQLite on a network file system ({kind})", mend)
+    else:
+        yield Check(name, True, kind or "unknown")
+
+
+def file_system(path: Path, mountinfo: str) -> str:
+    """The type of the file system that holds `path`, existing or not: that of its longest mount point, the last one
+    of several. "" if there is none. `mountinfo`: the text of /proc/self/mountinfo."""
+    place, longest, kind = path.resolve(), -1, ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if len(before.split()) < 5 or not after:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), before.split()[4]))
+        if place.is_relative_to(point) and len(point.parts) >= longest:
+            longest, kind = len(point.parts), after.split()[0]
+    return kind
 
 
 def _folder(runs: Path) -> Check:

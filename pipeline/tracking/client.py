@@ -6,13 +6,13 @@ Deliberately knows nothing of runs and models. The fluent API's global state is 
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+from pipeline.provenance import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,17 +26,13 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
 def tracking_uri(runs: Path) -> str:
     """MLFLOW_TRACKING_URI, or an SQLite file beside the runs."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs.resolve() / 'mlflow.db'}"
-
-
-def without_password(text: str) -> str:
-    """An address, or a text with addresses, as it may be written to a file or the console."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -61,7 +57,8 @@ def experiment_id(client: "MlflowClient", runs: Path) -> str:
 
 def one_line(error: BaseException) -> str:
     """An exception for an event or a message: type and first line, not its essay."""
-    text = str(error).strip().split("\n")[0]
+    lines = [line for line in str(error).strip().split("\n") if not line.startswith("(raised as a result of")]
+    text = lines[0] if lines else ""
     return f"{type(error).__name__}: {without_password(text)}"[:300]
 
 
@@ -87,3 +84,4 @@ def _prepare() -> None:
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     for name in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a page for each error, raised besides

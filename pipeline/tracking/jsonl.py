@@ -7,28 +7,46 @@ This is the truth that MLflow mirrors. A kill can tear the last line and cost th
 and "-inf", so every line is valid JSON. Deliberately knows nothing of MLflow, nor which metrics there are.
 """
 
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+END_BYTES = 1 << 16  # what `last` looks at
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)')  # the last one may be cut short
+_NIMG = re.compile(rb'"nimg": (\d+)')
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line in a single write and fsync it; a last line torn by a kill is closed off first."""
-    line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+    write(path, encode(record))
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """A record as its line."""
+    return json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+
+
+def write(path: Path, lines: bytes) -> None:
+    """Add whole lines in a single write and fsync them, after closing off a torn last line.
+
+    OSError when they are not all on the disk; then some may be, and the last of those may be torn.
+    """
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        if os.write(fd, line) != len(line):
-            raise OSError(f"{path}: no room for a line of {len(line)} bytes; free some disk space")
+            lines = b"\n" + lines
+        if os.write(fd, lines) != len(lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -39,24 +57,51 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [record for record, _ in tail(path, 0)]
 
 
-def tail(path: Path, offset: int) -> list[tuple[dict[str, Any], int]]:
-    """Records from byte `offset` on, each with the offset behind it, without a line still being written."""
+def tail(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Records from byte `offset` on, each with the offset behind it, without a line still being written.
+
+    Reads as it is asked: the file may be larger than memory.
+    """
     if not path.exists():
-        return []
-    rows = []
+        return
     with path.open("rb") as f:
         f.seek(offset)
         for line in f:
             offset += len(line)
             if line.endswith(b"\n") and (record := _parse(line, path, offset)) is not None:
-                rows.append((record, offset))
-    return rows
+                yield record, offset
+
+
+def last(path: Path) -> dict[str, Any]:
+    """The last record of the file's end, {} if there is none."""
+    if not path.exists():
+        return {}
+    begin = max(0, path.stat().st_size - END_BYTES)
+    with path.open("rb") as f:
+        f.seek(begin)
+        begin += len(f.readline()) if begin else 0  # of a line that began before
+    found = deque(tail(path, begin), maxlen=1)
+    return found[0][0] if found else {}
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
     """Metric records by nimg. What a resumed run wrote again counts once, as it was written last."""
     latest = {key_of(record): record for record in read(path)}
     return sorted(latest.values(), key=lambda record: record["nimg"])
+
+
+def known(path: Path, offset: int, keys: Set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Which of these keys stand before byte `offset` of metrics.jsonl; other lines are not even parsed."""
+    found, at, nimgs = set(), 0, {nimg for nimg, _ in keys}
+    with path.open("rb") as f:
+        for line in f:
+            at += len(line)
+            if at > offset:
+                break
+            shown = _NIMG.search(line)
+            if (shown is None or int(shown[1]) in nimgs) and (record := _parse(line, path, at)) is not None:
+                found.add(key_of(record))
+    return found & keys
 
 
 def key_of(record: Mapping[str, Any]) -> tuple[int, str]:
@@ -70,7 +115,8 @@ def _parse(line: bytes, path: Path, end: int) -> dict[str, Any] | None:
     try:
         return json.loads(text, object_hook=lambda d: {k: _restored(v) for k, v in d.items()})
     except json.JSONDecodeError as e:
-        if text.count("{") > text.count("}") or not text:
+        bare = _STRING.sub("", text)
+        if bare.count("{") > bare.count("}") or not text:
             return None
         raise ValueError(f"{path}: the line ending at byte {end} is damaged ({e}); remove it by hand") from e
 

@@ -19,7 +19,8 @@ from pipeline.config import nearest
 from pipeline.errors import UserError
 from pipeline.tracking.client import connect, tracking_uri, user_errors
 from pipeline.tracking.description import RUN_TAG
-from pipeline.tracking.mirror import cursor_of, sync
+from pipeline.tracking.mirror import sync
+from pipeline.tracking.upload import cursor_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

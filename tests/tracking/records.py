@@ -53,6 +53,19 @@ def only_run(folder: Path):
     return client, runs[0]
 
 
+def assert_exactly_once(folder: Path) -> None:
+    """Every (metric, nimg) of metrics.jsonl is one point in MLflow, with the value that was written first."""
+    first: dict[str, dict[int, float]] = {}
+    for record in jsonl.read(folder / jsonl.METRICS):
+        for name, value in record["metrics"].items():
+            first.setdefault(name, {}).setdefault(record["nimg"], value)
+    client, run = only_run(folder)
+    assert set(run.data.metrics) == set(first)
+    for name, points in first.items():
+        found = client.get_metric_history(run.info.run_id, name)
+        assert sorted((m.step, m.value) for m in found) == sorted(points.items()), name
+
+
 def history(folder: Path, metric: str = "Loss/G/adv") -> list[tuple[int, float]]:
     """(nimg, value) in the order in which they were sent."""
     client, run = only_run(folder)

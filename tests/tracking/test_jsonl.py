@@ -47,6 +47,16 @@ def test_a_line_torn_anywhere_costs_that_record_only(path, cut):
     assert [r["nimg"] for r in jsonl.read(path)] == [0, 2]
 
 
+BRACES = json.dumps({"detail": 'a " } }} \\\\', "n": {"a": 1}})
+
+
+@pytest.mark.parametrize("cut", range(1, len(BRACES) + 1))
+def test_braces_inside_a_text_do_not_make_a_torn_line_look_damaged(path, cut):
+    path.write_text(BRACES[:cut] + "\n")
+    jsonl.append(path, record(2, 0.75))
+    assert [r.get("nimg") for r in jsonl.read(path)] == [None] * (cut == len(BRACES)) + [2]
+
+
 def test_a_line_still_being_written_is_left_for_the_next_time(path):
     jsonl.append(path, record(0, 1.0))
     with path.open("a") as f:
@@ -77,3 +87,24 @@ def test_what_a_resumed_run_writes_again_counts_once_and_the_later_one_wins(path
     jsonl.append(path, record(8, 99.0, kind="fid50k_full"))
     found = [(r["nimg"], r["metrics"]["a"]) for r in jsonl.metrics(path)]
     assert found == [(0, 0.0), (4, 10.0), (8, 20.0), (8, 99.0), (12, 30.0)]
+
+
+def test_the_last_record_is_found_without_reading_all(path):
+    assert jsonl.last(path) == {}
+    for n in range(200):
+        jsonl.append(path, record(n, 0.5, more="x" * 1000))
+    assert jsonl.last(path)["nimg"] == 199
+    with path.open("a") as f:
+        f.write('{"nimg": 200, "met')
+    assert jsonl.last(path)["nimg"] == 199
+
+
+def test_tail_reads_no_further_than_it_is_asked(path):
+    """A file larger than memory would do; here its second half is damage that would be an error."""
+    with path.open("w") as f:
+        f.writelines(json.dumps(record(n, 0.5)) + "\n" for n in range(10_000))
+        f.write("damage\n")
+    rows = jsonl.tail(path, 0)
+    assert [next(rows)[0]["nimg"] for _ in range(9000)] == list(range(9000))
+    with pytest.raises(ValueError, match="damaged"):
+        list(rows)

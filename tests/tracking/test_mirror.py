@@ -2,18 +2,31 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 from PIL import Image
 
 from pipeline.spec import UserError
-from pipeline.tracking import jsonl
+from pipeline.tracking import jsonl, upload
 from pipeline.tracking.client import connect, tracking_uri
-from pipeline.tracking.mirror import CURSOR, Mirror, catch_up, cursor_of, sync
-from tests.tracking.records import attempt, event, history, make_run, on_disk, only_run, wait_until, write
+from pipeline.tracking.mirror import Mirror, sync
+from pipeline.tracking.upload import CURSOR, Cursor, catch_up, cursor_of
+from tests.tracking.records import (
+    assert_exactly_once,
+    attempt,
+    event,
+    history,
+    make_run,
+    on_disk,
+    only_run,
+    wait_until,
+    write,
+)
 
 # MLflow's own tables use a loader strategy that SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -74,13 +87,15 @@ def test_three_attempts_are_one_run_even_if_the_cursor_is_lost(folder):
     _, run = only_run(folder)
     assert run.info.status == "FINISHED"
     tags = run.data.tags
-    assert (tags["graticule.attempt"], tags["graticule.job_ids"]) == ("3", "71, 72")
+    assert (tags["graticule.attempts"], tags["graticule.job_ids"]) == ("3", "71, 72")
     assert tags["graticule.hosts"] == "n1, n2"
 
 
 def test_a_finished_run_that_goes_on_is_running_again(folder):
     write(folder, [1])
     catch_up(folder, final=True)
+    assert only_run(folder)[1].info.status == "FINISHED"
+    attempt(folder, 2, nimg=1)
     catch_up(folder)
     assert only_run(folder)[1].info.status == "RUNNING"
 
@@ -114,6 +129,72 @@ def test_a_kill_between_sending_and_noting_it_doubles_nothing(folder):
     catch_up(folder)
     assert history(folder) == on_disk(folder)
     assert [step for step, _ in history(folder, "nan")] == [1, 2, 3]
+
+
+def test_after_a_rollback_the_curve_has_one_point_each_and_the_tags_tell_where_it_turned(folder, empty_store, tmp_path):
+    write(folder, range(1, 9))
+    catch_up(folder)
+    event(folder, "rollback", nimg=8, to=4)
+    for nimg in range(5, 11):
+        values = {"Loss/G/adv": -float(nimg), "Loss/D/adv": 0.5}
+        record = {"nimg": nimg, "time": time.time(), "attempt": 1, "rollbacks": 1, "metrics": values}
+        jsonl.append(folder / jsonl.METRICS, record)
+        if nimg == 6:
+            catch_up(folder)
+    catch_up(folder)
+    assert_exactly_once(folder)
+    assert sorted(history(folder)) == [*((n, float(n)) for n in range(1, 9)), (9, -9.0), (10, -10.0)]
+    assert on_disk(folder)[-6:] == [(n, -float(n)) for n in range(5, 11)]
+    tags = only_run(folder)[1].data.tags
+    assert (tags["graticule.rollbacks"], tags["graticule.rolled_back"]) == ("1", "8 to 4")
+    later = tmp_path / "later" / folder.name  # sent a day later in one go, MLflow shows the same
+    shutil.copytree(folder, later, ignore=shutil.ignore_patterns(CURSOR))
+    shutil.copy(empty_store, later.parent / "mlflow.db")
+    sync(later)
+    assert sorted(history(later)) == sorted(history(folder))
+
+
+def test_memory_is_bounded_however_far_behind_and_however_often_resumed(folder, monkeypatch):
+    monkeypatch.setattr(upload, "PIECE", 200)
+    monkeypatch.setattr(upload, "MAX_BATCH", 50)
+    with (folder / jsonl.METRICS).open("w") as f:
+        for nimg in [*range(2000), *range(1500, 2500)]:
+            f.write(json.dumps({"nimg": nimg, "more": "x" * 1000, "metrics": {"a": 0.5, "b": 0.25}}) + "\n")
+    cursor, sent = Cursor("", ""), 0
+    tracemalloc.start()
+    for records, end in upload._requests(folder / jsonl.METRICS, cursor):
+        sent += len(records)
+        cursor.offset, cursor.nimg = end, max([cursor.nimg, *(r["nimg"] for r in records)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (sent, cursor.nimg) == (2500, 2499)
+    assert cursor.offset == (folder / jsonl.METRICS).stat().st_size
+    assert peak < 0.2 * cursor.offset
+
+
+def test_tags_tell_code_engine_and_what_the_attempts_met(folder):
+    facts = {"code": "0123456789ab", "engine": "ddp", "world": 8, "git_sha": "c0ffee", "git_diff": ""}
+    facts["variables"] = {"SLURM_JOB_ID": "71"}
+    for n in (1, 2):
+        write_facts = {**facts, "attempt": n}
+        (folder / "environment").mkdir(exist_ok=True)
+        (folder / "environment" / f"{n:03d}.json").write_text(json.dumps(write_facts))
+        (folder / "environment.json").write_text(json.dumps(write_facts))
+        if n == 2:
+            event(folder, "preempt", nimg=1, cause="time limit")
+            event(folder, "preempt", nimg=2, cause="preemption")
+            event(folder, "preempt", nimg=3, cause="preemption")
+            attempt(folder, 2, nimg=3, job_id="72", host="n1, n2")
+        catch_up(folder)
+    client, run = only_run(folder)
+    tags = run.data.tags
+    expected = {"code": "0123456789ab", "dirty": "no", "engine": "ddp", "world": "8", "attempts": "2"}
+    expected |= {"time_limits": "1", "preemptions": "2", "hosts": "n1, n2", "job_ids": "71, 72", "dataset_id": "d1"}
+    assert {name: tags[f"graticule.{name}"] for name in expected} == expected
+    assert "graticule.rollbacks" not in tags
+    assert not any("SLURM" in name for name in tags)
+    kept = [a.path for a in client.list_artifacts(run.info.run_id, "environment")]
+    assert kept == ["environment/001.json", "environment/002.json"]
 
 
 def test_a_torn_last_line_is_neither_sent_nor_in_the_way(folder):
@@ -230,12 +311,16 @@ def test_a_damaged_file_is_an_event_and_not_an_exception(folder):
     (folder / jsonl.METRICS).write_text("rubbish\n")
     mirror = Mirror(folder, every_sec=0.01)
     mirror.start()
-    time.sleep(0.3)
+
+    def told() -> list[dict]:
+        return [e for e in jsonl.read(folder / jsonl.EVENTS) if e["event"].startswith("tracking")]
+
+    wait_until(lambda: told() != [])
     (folder / jsonl.METRICS).unlink()
-    mirror.close(final=False)
-    events = [e for e in jsonl.read(folder / jsonl.EVENTS) if e["event"].startswith("tracking")]
-    assert [e["event"] for e in events] in (["tracking down"], ["tracking down", "tracking back"])
-    assert "is damaged" in events[0]["detail"]
+    wait_until(lambda: len(told()) == 2)
+    assert mirror.close(final=False)
+    assert [e["event"] for e in told()] == ["tracking down", "tracking back"]
+    assert "is damaged" in told()[0]["detail"]
 
 
 def test_importing_the_mirror_does_not_import_mlflow():
