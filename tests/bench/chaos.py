@@ -158,6 +158,11 @@ def in_a_child(work: Callable[[], object]) -> None:
         raise RuntimeError("failed, see above")
 
 
+def is_half_written(name: str) -> bool:
+    """Of a hidden folder among the checkpoints."""
+    return name.endswith(".tmp") and not name.endswith(".pruned.tmp")
+
+
 @dataclass
 class Disk:
     """What lies in a run's folder: all that the kills are judged by."""
@@ -176,7 +181,7 @@ class Disk:
         return set()
 
     def writing(self) -> set[str]:
-        return {name for name in self.hidden() if not name.endswith(".pruned.tmp")}
+        return {name for name in self.hidden() if is_half_written(name)}
 
     def began_at(self) -> list[int]:
         """nimg of each start and resume since the last call."""
@@ -222,7 +227,7 @@ class Chaos:
         self.place, self.data, self.recipe, self.kills = place, data, recipe, kills
         self.ranks, self.chance = ranks, chance
         self.interval_images = ITERATIONS * BATCH[recipe]
-        self.intervals = kills * 5 // 4 + 8  # a life gets about one further; the last one goes the rest of the way
+        self.intervals = kills * 7 // 8 + 5  # a life gets further by less than one; the last goes the rest of the way
         self.log = place / "log"
 
     def plan(self, name: str, ranks: int) -> Path:
@@ -270,6 +275,8 @@ class Chaos:
 
     def _one_life(self, disk: Disk, tempo: Tempo, tally: Tally, aim: str) -> None:
         saved_before, left_before = disk.saved(), disk.hidden()
+        if saved_before > (self.intervals - 4) * self.interval_images:  # the run must not end before the last kill
+            aim = "start"
         life = self._begin()
         self._await_the_instant(life, disk, tempo, aim, left_before)
         if not life.alive():
@@ -283,7 +290,7 @@ class Chaos:
         self._check_began(disk.began_at(), saved_before, tally)
         tally.doing[life.beat.what.decode() or "start"] += 1
         tally.in_prune += any(name.endswith(".pruned.tmp") for name in left)
-        tally.in_write += any(not name.endswith(".pruned.tmp") for name in left)
+        tally.in_write += any(map(is_half_written, left))
         tally.after_rename += saved > saved_before and life.beat.nimg <= saved
         tally.lost_images.append(max(0, life.beat.nimg - saved))
 
