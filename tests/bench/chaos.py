@@ -33,9 +33,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 if __name__ == "__main__":
-    os.environ.update(THREADS, CUDA_VISIBLE_DEVICES="")  # before numpy and torch are imported
+    os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and torch are imported
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
@@ -64,10 +64,9 @@ class Beat(ctypes.Structure):
 
 
 class Life:
-    """One attempt at the run: a forked process a rank, in a process group of its own."""
+    """`work(rank)` in a forked process a rank, all in one process group of their own."""
 
-    def __init__(self, folder: Path, ranks: int, log: Path, prepare: Callable[[], object] = lambda: None):
-        """`prepare` is called in each process before it trains."""
+    def __init__(self, work: Callable[[int], object], ranks: int, log: Path):
         if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError("to be forked from a process of one thread only")
         self.beat = multiprocessing.RawValue(Beat, -1, b"")
@@ -75,16 +74,16 @@ class Life:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             place = {"WORLD_SIZE": f"{ranks}", "LOCAL_WORLD_SIZE": f"{ranks}", "MASTER_ADDR": "127.0.0.1"}
-            place["MASTER_PORT"] = f"{s.getsockname()[1]}"
+            place |= {"MASTER_PORT": f"{s.getsockname()[1]}", "GLOO_SOCKET_IFNAME": "lo"}
         for rank in range(ranks):
             if not (pid := os.fork()):
                 if ranks > 1:
                     os.environ.update(place, RANK=f"{rank}", LOCAL_RANK=f"{rank}")
-                self._live(folder, rank, log, prepare)
+                self._live(work, rank, log)
             self.pids.append(pid)
             os.setpgid(pid, self.pids[0])
 
-    def _live(self, folder: Path, rank: int, log: Path, prepare: Callable[[], object]) -> None:
+    def _live(self, work: Callable[[int], object], rank: int, log: Path) -> None:
         """Of the forked process, which never comes back."""
         code = 1
         try:
@@ -95,8 +94,8 @@ class Life:
             torch.set_num_threads(1)
             if not rank:
                 self._tell_beats()
-            prepare()
-            code = int(pipeline.run.train_folder(folder, should_stop=lambda: False) != "done")
+            work(rank)
+            code = 0
         except BaseException:
             traceback.print_exc()
         finally:
@@ -143,19 +142,17 @@ class Life:
         return time.monotonic() - self.began
 
 
-def in_a_child(work: Callable[[], object]) -> None:
-    """What would leave this process with threads or used torch."""
-    if not (pid := os.fork()):
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    if os.waitpid(pid, 0)[1]:
-        raise RuntimeError("failed, see above")
+def train(folder: Path) -> None:
+    """The work of a life: go on with the run in this folder."""
+    assert pipeline.run.train_folder(folder, should_stop=lambda: False) == "done"
+
+
+def prepared(place: Path, prepare: Callable[[Path], object]) -> Path:
+    """A data set, made in a process of its own: this one has to stay without threads."""
+    life = Life(lambda _: prepare(place / "data"), 1, place / "log")
+    life.wait()
+    assert not life.code, (place / "log").read_text()
+    return place / "data"
 
 
 def is_half_written(name: str) -> bool:
@@ -238,7 +235,7 @@ class Chaos:
 
     def undisturbed(self) -> Tempo:
         folder, tempo = self.plan("undisturbed", self.ranks[0]), Tempo()
-        disk, life, polls, writing = Disk(folder), Life(folder, self.ranks[0], self.log), 0, 0
+        disk, life, polls, writing = Disk(folder), Life(lambda _: train(folder), self.ranks[0], self.log), 0, 0
         while life.alive():
             if life.beat.nimg >= 0:
                 tempo.start = tempo.start or time.monotonic() - life.began
@@ -271,7 +268,8 @@ class Chaos:
 
     def _begin(self) -> Life:
         ranks = self.chance.choice(self.ranks)
-        return Life(self.plan("killed", ranks), ranks, self.log)
+        folder = self.plan("killed", ranks)
+        return Life(lambda _: train(folder), ranks, self.log)
 
     def _one_life(self, disk: Disk, tempo: Tempo, tally: Tally, aim: str) -> None:
         saved_before, left_before = disk.saved(), disk.hidden()
@@ -384,9 +382,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        data = args.data or place / "data"
-        if not args.data:
-            in_a_child(lambda: prepare_photos(data, SIZE_PX[args.recipe]))
+        data = args.data or prepared(place, lambda data: prepare_photos(data, SIZE_PX[args.recipe]))
         chaos = Chaos(place, data, args.recipe, args.kills, args.ranks, random.Random(args.seed))
         try:
             tempo = chaos.undisturbed()
