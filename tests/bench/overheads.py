@@ -64,6 +64,7 @@ class Trace:
     mirror_cpu: list[tuple[float, float]] = field(default_factory=list)  # (when, seconds used until then)
     ending: float = 0.0  # from the last checkpoint's snapshot to the end of the process
     data_wait_share: float = 0.0  # as the loop prints it
+    stall_share: float = 0.0  # the same, by checkpoints
 
     @property
     def median(self) -> float:
@@ -126,8 +127,9 @@ def read(out: Path, folder: Path, ended: float) -> Trace:
             by_nimg[nimg] = by_nimg.get(nimg, 0.0) + after - t
     trace.iterations = list(by_nimg.values())[2:]  # the first ones allocate
     trace.ending = ended - steps[-1][0]
-    waits = [m["metrics"]["Timing/data_wait_share"] for m in jsonl.metrics(folder / jsonl.METRICS)]
-    trace.data_wait_share = statistics.median(waits)
+    lines = [record["metrics"] for record in jsonl.metrics(folder / jsonl.METRICS)]
+    trace.data_wait_share = statistics.median(m["Timing/data_wait_share"] for m in lines)
+    trace.stall_share = statistics.mean(m["Timing/checkpoint_stall_share"] for m in lines)
     return trace
 
 
@@ -215,8 +217,8 @@ def percent(part: float, whole: float) -> str:
 
 
 def ratio(values: Iterable[float]) -> str:
-    low, *_, high = found = sorted(100 * (v - 1) for v in (*values,))
-    return f"{statistics.median(found):+.1f} % ({low:+.1f} to {high:+.1f})"
+    found = [100 * (v - 1) for v in values]
+    return f"{statistics.median(found):+.1f} % ({min(found):+.1f} to {max(found):+.1f})"
 
 
 def rows_of(bench: Bench, traces: dict[str, list[Trace]]) -> Iterable[tuple[str, str, str]]:
@@ -234,6 +236,8 @@ def rows_of(bench: Bench, traces: dict[str, list[Trace]]) -> Iterable[tuple[str,
     for name, found in checkpoints.items():
         middle, share = statistics.median(found), percent(statistics.median(found), interval)
         yield name, f"{1000 * middle:.1f} ms, most {1000 * max(found):.1f}", f"{share}, every {DEMO_KIMG:g} kimg"
+    stalls = statistics.median(t.stall_share for t in plain)
+    yield "checkpoint: as the loop prints it", f"every {CHECKPOINT_KIMG:g} kimg here", percent(stalls, 1)
     for variant in (TRACKED, SILENT):
         once, share = (statistics.median(values) for values in zip(*(t.mirror() for t in traces[variant]), strict=True))
         yield f"{variant}: CPU time of its thread", f"{once:.1f} s once", percent(share, 1)
