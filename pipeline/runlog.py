@@ -4,7 +4,6 @@ A disk or a service that refuses never stops training: lines are kept and writte
 said so. Knows nothing of gradients and checkpoints.
 """
 
-import os
 import socket
 import sys
 import time
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.plan import ExecConfig, RunConfig
-from pipeline.provenance import environment, record_attempt
+from pipeline.provenance import environment, job_id, record_attempt
 from pipeline.synthesis.sample import Stopped, generate, grid, save_png
 from pipeline.tracking import console, jsonl
 from pipeline.tracking.journal import Journal
@@ -45,7 +44,10 @@ class RunLog:
         device = self.engine.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         facts = environment(device=name, hosts=hosts, world=self.engine.world)
-        record_attempt(self.folder, self.attempt, {**facts, "exec": self.exec.model_dump(mode="json")})
+        try:
+            record_attempt(self.folder, self.attempt, {**facts, "exec": self.exec.model_dump(mode="json")})
+        except OSError as e:
+            print(f"graticule: environment.json: {e.strerror}; training goes on", file=sys.stderr, flush=True)
         self.event(
             "resume" if self.attempt > 1 else "start",
             nimg,
@@ -115,8 +117,3 @@ def tell(folder: Path, engine: Engine, text: str) -> None:
 
 def _event(name: str, nimg: int, attempt: int, facts: Mapping[str, object]) -> dict[str, object]:
     return {"time": time.time(), "nimg": nimg, "attempt": attempt, "event": name, **facts}
-
-
-def job_id() -> str:
-    """Of the scheduler, or of submitit's local controller; empty where nobody queued this process."""
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")

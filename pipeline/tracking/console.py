@@ -8,12 +8,14 @@ from typing import Any
 
 
 def tick(record: Mapping[str, Any], total_kimg: float) -> str:
-    """`kimg 12/400 (3.0%)  img/s 35.1  s/kimg 28.5  eta 3h04m  D/adv 1.23  gpumem 5.2`."""
+    """`kimg 12/400 (3.0%)  img/s 35.1  s/kimg 28.5  eta 3h04m  wait 2%  D/adv 1.23  gpumem 5.2`."""
     values, kimg = record["metrics"], record["nimg"] / 1000
     parts = [f"kimg {kimg:.6g}/{total_kimg:g} ({100 * kimg / total_kimg:.1f}%)"]
     if sec_per_kimg := values.get("Timing/sec_per_kimg"):
         eta = duration(max(total_kimg - kimg, 0) * sec_per_kimg)
         parts += [f"img/s {1000 / sec_per_kimg:.1f}", f"s/kimg {sec_per_kimg:.1f}", f"eta {eta}"]
+    if (waited := values.get("Timing/data_wait_share")) is not None:
+        parts.append(f"wait {waited:.0%}")
     parts += [f"{k.removeprefix('Loss/')} {v:.3g}" for k, v in values.items() if k.startswith("Loss/")]
     if gpumem := values.get("Resources/gpumem_gb"):
         parts.append(f"gpumem {gpumem:.1f}")
