@@ -96,7 +96,7 @@ def _deepspeed() -> Check:
     locks = list(root.glob("**/deepspeed_shm_comm/lock"))
     if locks:
         return Check("deepspeed", False, "a build was killed half-way; starts hang", f"delete {locks[0]}")
-    lacking = [name for name in ("ninja", "transformers") if _version(name) is None]
+    lacking = [name for name in ("ninja",) if _version(name) is None]
     if not lacking and shutil.which("ninja") is None:
         return Check("deepspeed", False, "ninja is not on PATH", "activate the environment, or add its bin to PATH")
     mend = f"pip install {' '.join(lacking)}" if lacking else ""

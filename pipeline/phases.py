@@ -105,6 +105,10 @@ class FamilyConfig(Config, ABC):
         """Network -> what an image costs in training, in forward passes of that network."""
 
     @abstractmethod
+    def exact_penalties(self) -> dict[str, str]:
+        """Networks that a penalty now in use differentiates twice -> the field that takes it away when 0."""
+
+    @abstractmethod
     def tiny(self) -> "FamilyConfig":
         """The same method, small enough for two CPU cores."""
 

@@ -16,7 +16,7 @@ from pipeline.data.order import LONGEST_CYCLE
 from pipeline.families import KINDS
 from pipeline.phases import FamilyConfig
 from pipeline.spec import UserError
-from pipeline.training.ds_config import read_ds_config
+from pipeline.training.ds_config import check_ds_config, read_ds_config, stage_in
 
 Stage = Literal[0, 1, 2, 3]
 
@@ -87,7 +87,7 @@ class ExecConfig(Config):
     checkpoint_kimg: float = Field(default=100, gt=0)
     keep: int = Field(default=2, ge=2)  # newest checkpoints to keep
     milestone_kimg: float | None = Field(default=None, gt=0)  # checkpoints at its multiples are kept for good
-    zero: Stage | dict[str, Stage] = 0  # DeepSpeed ZeRO stage of all networks, or by network: {G: 3, D: 1}; 0: none
+    zero: Stage | dict[str, Stage] = 0  # ZeRO stage of all networks, or of each: {G: 3, D: 1}; 0: that of ds_config
     ds_config: dict[str, Any] | None = None  # further words to DeepSpeed; a path of a JSON file is read
     not_finite_limit: int = Field(default=5, ge=1)  # iterations in a row with NaN or Inf that end, or take back, a run
     on_not_finite: Literal["stop", "rollback"] = "stop"  # rollback: to the newest healthy checkpoint, with other draws
@@ -106,7 +106,8 @@ class ExecConfig(Config):
         """Network -> its ZeRO stage; those that are replicated are left out."""
         if isinstance(self.zero, dict):
             return {name: stage for name, stage in self.zero.items() if stage}
-        return {name: self.zero for name in nets if self.zero}
+        stage = self.zero or stage_in(self.ds_config) or 0
+        return {name: stage for name in nets if stage}
 
     def microbatch(self, run: RunConfig) -> int:
         """Images of one forward on one rank. The default does not depend on the ranks, so neither do the bits."""
@@ -142,6 +143,37 @@ def check(run: RunConfig, exec_: ExecConfig) -> None:
             f"exec.batch_gpu={micro} must be a multiple of family.D.mbstd_group={group} and divide the {local} images "
             f"of a rank; use one of {', '.join(fits)}"
         )
+    _check_zero(run, exec_)
+
+
+def _check_zero(run: RunConfig, exec_: ExecConfig) -> None:
+    """Refuse stages that contradict each other, the networks there are or their penalties, and a foreign ds_config."""
+    nets, zero, in_file = run.family.passes(), exec_.zero, stage_in(exec_.ds_config)
+    for name in zero if isinstance(zero, dict) else ():
+        if name not in nets:
+            raise UserError(f"exec.zero={zero} names network {name!r}; this family has {', '.join(nets)}")
+    stages = exec_.stages(nets)
+    if in_file is not None and zero and set(stages.values()) != {in_file}:
+        raise UserError(
+            f"exec.zero={zero} contradicts zero_optimization.stage={in_file} of exec.ds_config; drop one of them"
+        )
+    if exec_.ds_config is not None:
+        check_ds_config(
+            exec_.ds_config,
+            stages=stages,
+            batch_size=run.batch_size,
+            microbatch=exec_.microbatch(run),
+            world=exec_.world(),
+        )
+    penalties = run.family.exact_penalties()
+    for name, field in penalties.items():
+        if stages.get(name) == 3:
+            fits = {net: 2 if net in penalties else 3 for net in nets}
+            raise UserError(
+                f"exec.zero shards the weights of {name} (stage 3), but the exact penalty of family.{field} "
+                f"differentiates through them twice, when they are released already; use exec.zero="
+                f"{{{', '.join(f'{net}: {stage}' for net, stage in fits.items())}}}, or family.{field}=0"
+            )
 
 
 def check_data(run: RunConfig, exec_: ExecConfig, sets: Sequence[str], manifests: Sequence[Manifest]) -> None:

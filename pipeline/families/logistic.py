@@ -56,6 +56,9 @@ class LogisticConfig(FamilyConfig):
         """D's phase: a fake, then 2 forward and 4 backward; G's: 3 through G, 2 through the frozen D; R1 when due."""
         return {"G": 1.0 + 3, "D": 6.0 + 2 + (6 / self.r1_interval if self.r1_gamma else 0)}
 
+    def exact_penalties(self) -> dict[str, str]:
+        return {"D": "r1_gamma"} if self.r1_gamma else {}
+
     def _ratios(self) -> dict[str, float]:
         intervals = {"G": self.G_interval, "D": self.r1_interval}
         return {net: k / (k + 1) for net, k in intervals.items()}

@@ -66,6 +66,9 @@ class MSPIEConfig(LogisticConfig):
         plain, share = super().passes(), self._taking_part() / self.group / self.G_interval
         return plain | {"G": plain["G"] + (6 * share if self.pl_weight else 0)}
 
+    def exact_penalties(self) -> dict[str, str]:
+        return super().exact_penalties() | ({"G": "pl_weight"} if self.pl_weight else {})
+
     def _taking_part(self) -> int:
         return max(1, self.group // self.pl_batch_shrink)
 

@@ -201,7 +201,8 @@ class Engine:
         """
         if self.world > 1 and not failed:
             dist.barrier(group=self._control)
-            dist.destroy_process_group()
         if self.world == 1 or not failed:
+            if dist.is_initialized():  # DeepSpeed makes a group of one rank, too
+                dist.destroy_process_group()
             AcceleratorState._reset_state(reset_partial_state=True)
         os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
