@@ -70,7 +70,7 @@ class Life:
         if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError("to be forked from a process of one thread only")
         self.beat = multiprocessing.RawValue(Beat, -1, b"")
-        self.began, self.code, self.pids = time.monotonic(), 0, []
+        self.began, self.code, self.ended, self.pids = time.monotonic(), 0, False, []
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             place = {"WORLD_SIZE": f"{ranks}", "LOCAL_WORLD_SIZE": f"{ranks}", "MASTER_ADDR": "127.0.0.1"}
@@ -81,7 +81,8 @@ class Life:
                     os.environ.update(place, RANK=f"{rank}", LOCAL_RANK=f"{rank}")
                 self._live(work, rank, log)
             self.pids.append(pid)
-            os.setpgid(pid, self.pids[0])
+            self.group = self.pids[0]
+            os.setpgid(pid, self.group)
 
     def _live(self, work: Callable[[int], object], rank: int, log: Path) -> None:
         """Of the forked process, which never comes back."""
@@ -117,20 +118,22 @@ class Life:
 
     def alive(self) -> bool:
         """False once a rank has ended, however it did."""
-        for pid in self.pids:
-            with contextlib.suppress(ChildProcessError):
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    self.pids.remove(pid)
-                    self.code = self.code or os.waitstatus_to_exitcode(status)
-                    return False
-        return True
+        for pid in [] if self.ended else self.pids:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self.ended = True
+                self.pids.remove(pid)
+                self.code = os.waitstatus_to_exitcode(status)
+                break
+        return not self.ended
 
     def kill(self, chance: random.Random) -> None:
+        """All ranks; those that nobody has waited for are found even if they have ended."""
         if len(self.pids) > 1 and chance.random() < 0.5:
             os.kill(chance.choice(self.pids), signal.SIGKILL)
             time.sleep(chance.uniform(0, 0.3))
-        os.killpg(self.pids[0], signal.SIGKILL)  # finds at least the processes, which nobody has waited for
+        if self.pids:
+            os.killpg(self.group, signal.SIGKILL)
         self.wait()
 
     def wait(self) -> float:
@@ -278,7 +281,7 @@ class Chaos:
         life = self._begin()
         self._await_the_instant(life, disk, tempo, aim, left_before)
         if not life.alive():
-            life.wait()
+            life.kill(self.chance)
             raise Lost(f"life {tally.kills + 1} ended by itself, exit code {life.code}:\n{self.tail()}")
         life.kill(self.chance)
         saved, left = disk.saved(), disk.hidden() - left_before
