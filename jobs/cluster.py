@@ -25,6 +25,7 @@ SCHEDULER_ONLY = (
     "mem_gb",
     "srun_args",
     "additional_parameters",
+    "successors",
 )
 
 
@@ -47,6 +48,7 @@ class Cluster(Config):
     timeout_min: int | None = Field(default=None, ge=1)  # local: a week if not given
     signal_delay_s: int = Field(default=120, ge=1)  # warning before the time limit: one iteration and one checkpoint
     max_num_timeout: int = Field(default=100, ge=0)  # how often a job that reached its time limit is queued again
+    successors: int = Field(default=0, ge=0)  # jobs queued behind each run, to go on where a job cannot requeue itself
     setup: tuple[str, ...] = ()  # shell lines before the start: module load, conda activate
     env: dict[str, str] = Field(default_factory=dict)  # exported after `setup`, literally
     python: str | None = None  # interpreter command, such as "singularity exec IMAGE python"; None: this one

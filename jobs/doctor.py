@@ -203,7 +203,7 @@ def _cluster(name: str | None) -> Iterator[Check]:
     roles: dict[str, str] = {
         "sbatch": "submit from the login node, or use --cluster local",
         "squeue": "install slurm-client; without it status cannot see the queue",
-        "scontrol": "needed on compute nodes too; without it a preempted run waits for graticule submit",
+        "scontrol": "needed on compute nodes too; where it cannot be, set successors in the cluster file",
         "sacct": "ask for accounting (slurmdbd); without it submitit does not learn that a job died",
     }
     for command, mend in roles.items():

@@ -1,18 +1,23 @@
 """What was submitted for a run and which of it is alive: <run>/jobs/submitted.jsonl, squeue, local processes.
 
 Every submission owns a numbered folder below <run>/jobs, so no job can read files of an earlier one, whatever
-ids the scheduler hands out. Deliberately knows nothing of submitit and of what the jobs do.
+ids the scheduler hands out; those of an array share one below <runs>/.arrays, to which the numbers are links.
+Deliberately knows nothing of submitit and of what the jobs do.
 """
 
 import getpass
 import json
+import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+ARRAYS = ".arrays"  # below the folder of the runs
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Submission:
     time: float
     nodes: int
     gpus: int
+    after: Sequence[str] = ()  # jobs whose end it waits for
 
     def folder(self, run: Path) -> Path:
         return number_folder(run, self.number)
@@ -37,19 +43,44 @@ def number_folder(run: Path, number: int) -> Path:
 
 
 def next_number(run: Path) -> int:
-    taken = [int(path.name) for path in (run / "jobs").glob("[0-9]*") if path.name.isdigit()]
-    return max(taken, default=0) + 1
+    return _next(run / "jobs")
 
 
-def claim(run: Path) -> int:
-    """Make the folder of the next submission; of two at the same time each gets its own."""
+def claim(run: Path, shared: Path | None = None) -> int:
+    """Make the folder of the next submission, or a link to `shared`; of two at the same time each gets its own."""
+    if shared is None:
+        return _claim(run / "jobs", Path.mkdir)
+    return _claim(run / "jobs", lambda link: link.symlink_to(os.path.relpath(shared, link.parent)))
+
+
+def array_folder(runs: Path) -> Path:
+    """Where the next array's files would go."""
+    return runs / ARRAYS / f"{_next(runs / ARRAYS):03d}"
+
+
+def claim_array(runs: Path) -> Path:
+    """Make the folder of the next array."""
+    return runs / ARRAYS / f"{_claim(runs / ARRAYS, Path.mkdir):03d}"
+
+
+def _next(folder: Path) -> int:
+    return max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0) + 1
+
+
+def _claim(folder: Path, make: Callable[[Path], None]) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
     while True:
-        number = next_number(run)
+        number = _next(folder)
         try:
-            number_folder(run, number).mkdir(parents=True)
+            make(folder / f"{number:03d}")
             return number
         except FileExistsError:
             continue
+
+
+def cancel_mark(folder: Path, job_id: str) -> Path:
+    """A file in the folder of a submission: this job was cancelled on purpose."""
+    return folder / f"{job_id}_cancelled"
 
 
 def record(run: Path, entry: Submission) -> None:
@@ -92,17 +123,21 @@ def live(run: Path, slurm: dict[str, str] | None = None) -> list[tuple[Submissio
 
 
 def alive(run: Path, slurm: dict[str, str] | None = None) -> tuple[Submission, str] | None:
-    """The newest of them."""
-    return next(iter(live(run, slurm)), None)
+    """The oldest of them, behind which the others wait."""
+    return next(reversed(live(run, slurm)), None)
 
 
 def _local_state(entry: Submission, run: Path) -> str | None:
-    """RUNNING while submitit's controller of this submission lives; pids are reused, its folder is not."""
-    if entry.host != socket.gethostname():
+    """RUNNING while the controller of this submission lives, PENDING while it waits for its turn."""
+    if entry.host != socket.gethostname() or not is_controller(entry.job_id, entry.folder(run)):
         return None
+    return "PENDING" if any(is_controller(job_id, entry.folder(run)) for job_id in entry.after) else "RUNNING"
+
+
+def is_controller(pid: str, folder: Path) -> bool:
+    """Whether this process is a controller of jobs in that folder; pids are reused, folders are not."""
     try:
-        process = psutil.Process(int(entry.job_id))
-        mine = str(entry.folder(run).resolve()) in process.cmdline()
-        return "RUNNING" if mine and process.status() != psutil.STATUS_ZOMBIE else None
+        process = psutil.Process(int(pid))
+        return str(folder.resolve()) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
-        return None
+        return False

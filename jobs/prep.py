@@ -25,9 +25,10 @@ from dataprep.transform import Transform
 from dataprep.writer import Progress, committed, prepare_all, uncommitted
 from jobs import ledger
 from jobs.cluster import Cluster, load_cluster
+from jobs.executors import asking, executor_for
 from jobs.ledger import Submission
-from jobs.preempt import call_once
-from jobs.submit import asking, check_cluster, executor_for
+from jobs.preempt import requeue_at_once
+from jobs.submit import check_cluster, snapshot
 from pipeline.config import write_atomic
 from pipeline.data.manifest import Manifest
 from pipeline.errors import UserError, WorkError
@@ -53,8 +54,7 @@ class PrepJob:
 
     def __call__(self) -> str:
         """Empty, or what went wrong in one line."""
-        if callable(requeuer := signal.getsignal(signal.SIGUSR2)):
-            signal.signal(signal.SIGUSR2, lambda *_: call_once(requeuer))
+        requeue_at_once()
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":  # submitit ignores TERM; Slurm follows it with KILL
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
@@ -153,7 +153,8 @@ def _submit(book: Path, cluster: Cluster, parts: Sequence[PrepJob]) -> list[Subm
     number = ledger.claim(book)
     folder = ledger.number_folder(book, number)
     write_atomic(folder / WORK, _words(parts[0]))
-    executor = executor_for(folder, cluster, nodes=1, gpus=0, name=f"prep-{parts[0].source}")
+    code = snapshot(folder)
+    executor = executor_for(folder, cluster, nodes=1, gpus=0, name=f"prep-{parts[0].source}", code=code)
     if cluster.executor == "slurm":
         executor.update_parameters(array_parallelism=len(parts))
     with asking(cluster):

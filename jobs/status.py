@@ -4,6 +4,7 @@ A torn last line or a missing file is no error. Deliberately does not know what 
 progress and speed, nor how anything is printed.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,6 @@ from pipeline.errors import UserError
 State = Literal["queued", "running", "done", "stopped", "failed"]
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
 LIFE = ("start", "resume", "checkpoint", "preempt", "done")  # events that tell a state
-CANCELLED = "cancelled"  # a mark in the folder of a submission
 FRESH_SEC = 600  # a run that no job of ours carries counts as running while it writes
 TAIL_BYTES = 1 << 16
 
@@ -37,6 +37,8 @@ class Row:
     eta_sec: float | None
     checkpoint_kimg: float | None  # of the newest checkpoint
     attempts: int
+    preempted: int  # stops with a checkpoint, by their cause
+    time_limits: int
     job_ids: tuple[str, ...]  # oldest first
 
 
@@ -50,7 +52,8 @@ def status(runs: Path) -> list[Row]:
 
 def run_status(run: Path, slurm: dict[str, str] | None = None) -> Row:
     """One run. `slurm`: ledger.slurm_states() if known."""
-    events, metrics = _tail(run / "events.jsonl"), _tail(run / "metrics.jsonl")
+    events, metrics = _read(run / "events.jsonl"), _read(run / "metrics.jsonl", TAIL_BYTES)
+    causes = [line.get("cause") for line in events if line.get("event") == "preempt"]
     total = _total_kimg(run)
     saved = [int(p.name) for p in (run / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
     nimg = max([line.get("nimg", 0) for line in (*events, *metrics)], default=0)
@@ -68,36 +71,59 @@ def run_status(run: Path, slurm: dict[str, str] | None = None) -> Row:
         eta_sec=left if state in ("queued", "running") else None,
         checkpoint_kimg=max(saved) / 1000 if saved else None,
         attempts=max([line.get("attempt", 0) for line in (*events, *metrics)], default=0),
+        preempted=causes.count("preemption"),
+        time_limits=causes.count("time limit"),
         job_ids=tuple(entry.job_id for entry in ledger.submissions(run)),
     )
 
 
 def logs(run: Path) -> list[Path]:
-    """Output files of the newest job, by rank, .out before .err."""
+    """Output files of the newest job that has any, by rank, .out before .err."""
     _check_run(run)
-    entries = ledger.submissions(run)
+    for entry in reversed(ledger.submissions(run)):
+        prefix = f"{entry.job_id}_"
+        if files := list(entry.folder(run).glob(f"{prefix}*_log.*")):
+            return sorted(files, key=lambda p: (int(p.name.removeprefix(prefix).split("_")[0]), p.suffix == ".err"))
+    return []
+
+
+def cancel(run: Path) -> list[str]:
+    """End the live jobs of a run and return their ids; the one that runs saves first if the grace time suffices."""
+    _check_run(run)
+    entries = [entry for entry, _ in ledger.live(run)]  # newest first: no successor may see the end of its predecessor
     if not entries:
-        return []
-    prefix = f"{entries[-1].job_id}_"
-    files = entries[-1].folder(run).glob(f"{prefix}*_log.*")
-    return sorted(files, key=lambda p: (int(p.name.removeprefix(prefix).split("_")[0]), p.suffix == ".err"))
-
-
-def cancel(run: Path) -> str:
-    """End the live job of a run and return its id; the job saves first if the grace time suffices."""
-    _check_run(run)
-    found = ledger.alive(run)
-    if found is None:
         raise UserError(f"run={str(run)!r} has no live job; `graticule status` lists runs and their jobs")
-    entry, _ = found
+    for entry in entries:
+        mark = ledger.cancel_mark(entry.folder(run), entry.job_id)
+        mark.touch()  # first, for the job to know
+        try:
+            _end(entry)
+        except UserError as e:
+            mark.unlink()
+            raise UserError(f"run={str(run)!r}: {e}") from e
+    return [entry.job_id for entry in reversed(entries)]
+
+
+def _end(entry: ledger.Submission) -> None:
     if entry.executor == "local":
-        os.kill(int(entry.job_id), signal.SIGTERM)
-    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(entry.job_id), signal.SIGTERM)
+        return
+    try:
         done = subprocess.run(["scancel", entry.job_id], capture_output=True, text=True, timeout=60)
-        if done.returncode:
-            raise UserError(f"run={str(run)!r}: scancel {entry.job_id} failed: {done.stderr.strip()}")
-    (entry.folder(run) / CANCELLED).touch()
-    return entry.job_id
+    except (subprocess.SubprocessError, OSError) as e:
+        raise UserError(f"scancel {entry.job_id} failed: {e}") from e
+    if done.returncode:
+        raise UserError(f"scancel {entry.job_id} failed: {done.stderr.strip()}")
+
+
+def is_done(run: Path) -> bool:
+    """Whether the newest attempt trained to the end."""
+    return _last_event(_read(run / "events.jsonl", TAIL_BYTES)) == "done"
+
+
+def _last_event(events: list[dict[str, Any]]) -> str | None:
+    return next((line["event"] for line in reversed(events) if line.get("event") in LIFE), None)
 
 
 def _check_run(run: Path) -> None:
@@ -106,16 +132,17 @@ def _check_run(run: Path) -> None:
 
 
 def _state(run: Path, events: list[dict[str, Any]], slurm: dict[str, str] | None) -> State:
-    found = ledger.alive(run, slurm)
-    if found is not None:
-        return "queued" if found[1] in WAITING else "running"
-    last = next((line["event"] for line in reversed(events) if line.get("event") in LIFE), None)
-    if last == "done":
+    states, last = [state for _, state in ledger.live(run, slurm)], _last_event(events)
+    if any(state not in WAITING for state in states):
+        return "running"
+    if last == "done":  # what still waits are its successors, or a job with nothing to do
         return "done"
+    if states:
+        return "queued"
     if last == "preempt":
         return "stopped"
     if entries := ledger.submissions(run):
-        cancelled = (entries[-1].folder(run) / CANCELLED).exists()
+        cancelled = ledger.cancel_mark(entries[-1].folder(run), entries[-1].job_id).exists()
         return "stopped" if cancelled or not (events or logs(run)) else "failed"
     if last is None:
         return "stopped"
@@ -135,11 +162,11 @@ def _total_kimg(run: Path) -> float | None:
         return None
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a JSONL file that are whole."""
+def _read(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The lines of a JSONL file that are whole; those at its end only, if `last_bytes` is given."""
     try:
         with open(path, "rb") as f:
-            start = max(0, f.seek(0, os.SEEK_END) - TAIL_BYTES)
+            start = max(0, f.seek(0, os.SEEK_END) - last_bytes) if last_bytes else 0
             f.seek(start)
             lines = f.read().split(b"\n")[1 if start else 0 :]
     except OSError:

@@ -1,40 +1,47 @@
-"""Submission through submitit: the callable that a job runs, the sbatch file, one folder for each submission.
+"""Submission through submitit: the callable that a job runs, and what is submitted together.
 
-Differs from submitit's own ways: the local executor runs `setup` below its controller (whose pid is the job's
-id), no Slurm is needed to show a submission file, and a run with a live job is refused. Deliberately knows
-nothing of training beyond `train_folder(folder, should_stop) -> "done" | "stopped"`.
+A run with a live job is refused. A run may have successors, queued behind it on a cluster where jobs cannot put
+themselves back into the queue; several runs may be one array. Deliberately knows nothing of training beyond
+`train_folder(folder, should_stop) -> "done" | "stopped"`.
 """
 
-import contextlib
-import os
-import shlex
 import shutil
 import socket
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import ledger
 from jobs.cluster import Cluster
+from jobs.executors import asking, executor_for
 from jobs.ledger import Submission
 from jobs.preempt import StopFlag, install, requeue
+from jobs.status import is_done
 from jobs.world import join
-from pipeline.errors import UserError
+from pipeline.errors import UserError, WorkError
 
 if TYPE_CHECKING:
     import submitit
 
+CODE = "code"  # the snapshot in the folder of a submission
+
 
 class TrainJob:
-    """What a job runs on every rank: train a run folder until done, or stopped and queued again."""
+    """What a job runs on every rank: train a run folder until done, or stopped and queued again.
 
-    def __init__(self, folder: Path, nodes: int, gpus: int):
+    `place` in a chain of 1 + `successors` jobs of this run: 0 is the first one.
+    """
+
+    def __init__(self, folder: Path, nodes: int, gpus: int, place: int = 0, successors: int = 0):
         self.folder, self.nodes, self.gpus = str(folder), nodes, gpus
+        self.place, self.successors = place, successors
 
     def __call__(self) -> str:
-        flag = install()
+        flag = install(self.successors - self.place)
+        if self.place and is_done(Path(self.folder)):
+            print("the run is done: nothing is left to this successor", flush=True)
+            return "done"
         world = join(self.nodes, self.gpus)
         outcome = self.train(flag)
         if outcome == "stopped":
@@ -79,119 +86,140 @@ def submit(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) 
     check_cluster(cluster, nodes)
     check_free(folder)
     number = ledger.claim(folder)
-    executor = executor_for(ledger.number_folder(folder, number), cluster, nodes, gpus, name)
+    place = ledger.number_folder(folder, number)
+    code = snapshot(place)
+    executor = executor_for(place, cluster, nodes, gpus, name, code=code)
     with asking(cluster):
-        job = executor.submit(TrainJob(folder, nodes, gpus))
-    host, now = socket.gethostname(), time.time()
-    entry = Submission(number, job.job_id, cluster.executor, cluster.name, host, now, nodes, gpus)
-    ledger.record(folder, entry)
+        job = executor.submit(TrainJob(folder, nodes, gpus, 0, cluster.successors))
+    first = _record(folder, number, job, cluster, nodes, gpus)
+    _queue_successors(folder, first, cluster, name, code)
     return job
+
+
+def submit_array(
+    folders: Sequence[Path], cluster: Cluster, *, nodes: int, gpus: int, name: str, parallelism: int | None = None
+) -> "list[submitit.Job[str]]":
+    """Queue several runs of one folder as one array, of which at most `parallelism` run at a time; None: all.
+
+    One run is an ordinary submission. Each is preempted, requeued, cancelled and resumed by itself. On this machine,
+    which has no queue, each waits for those before it to end, well or not; parallelism is refused there.
+    """
+    folders = [folder.resolve() for folder in folders]
+    check_array(folders, cluster, nodes, parallelism)
+    if len(folders) == 1:
+        return [submit(folders[0], cluster, nodes=nodes, gpus=gpus, name=name)]
+    for folder in folders:
+        check_free(folder)
+    place = ledger.claim_array(folders[0].parent)
+    code = snapshot(place)
+    numbers = [ledger.claim(folder, place) for folder in folders]
+    work = [TrainJob(folder, nodes, gpus, 0, cluster.successors) for folder in folders]
+    if cluster.executor == "local":
+        return _one_after_the_other(place, cluster, name, code, list(zip(folders, numbers, work, strict=True)))
+    executor = executor_for(place, cluster, nodes, gpus, name, code=code)
+    executor.update_parameters(array_parallelism=parallelism or len(folders))
+    with asking(cluster):
+        jobs = executor.submit_array(work)
+    firsts = [_record(f, n, job, cluster, nodes, gpus) for f, n, job in zip(folders, numbers, jobs, strict=True)]
+    for folder, first in zip(folders, firsts, strict=True):
+        _queue_successors(folder, first, cluster, name, code)
+    return jobs
+
+
+def check_array(folders: Sequence[Path], cluster: Cluster, nodes: int, parallelism: int | None) -> None:
+    """Refuse what cannot be one array, before anything is written."""
+    check_cluster(cluster, nodes)
+    if len(set(folders)) < len(folders) or len({folder.parent for folder in folders}) != 1:
+        raise UserError("an array needs different runs of one folder; leave out what is named twice")
+    _check_parallelism(cluster, parallelism)
+
+
+def _check_parallelism(cluster: Cluster, parallelism: int | None) -> None:
+    if parallelism is not None and cluster.executor == "local":
+        raise UserError(
+            f"parallel={parallelism}: cluster {cluster.name!r} is this one machine, which trains one run after the "
+            "other; leave --parallel out"
+        )
+
+
+def _one_after_the_other(
+    place: Path, cluster: Cluster, name: str, code: Path, work: list[tuple[Path, int, TrainJob]]
+) -> "list[submitit.Job[str]]":
+    jobs: list[Any] = []
+    for folder, number, job in work:
+        before = tuple(earlier.job_id for earlier in jobs)
+        executor = executor_for(place, cluster, job.nodes, job.gpus, name, code=code, after=before)
+        with asking(cluster):
+            jobs.append(executor.submit(job))
+        _record(folder, number, jobs[-1], cluster, job.nodes, job.gpus, after=before)
+    return jobs
+
+
+def snapshot(place: Path) -> Path:
+    """Copy this project's code into the folder of a submission; the folder to import it from."""
+    from pipeline.provenance import snapshot_code
+
+    try:
+        snapshot_code(place)
+    except OSError as e:
+        raise WorkError(f"{place}: the code cannot be copied there ({e.strerror or e}); nothing was submitted") from e
+    return place / CODE
+
+
+def _record(
+    folder: Path, number: int, job: Any, cluster: Cluster, nodes: int, gpus: int, after: Sequence[str] = ()
+) -> Submission:
+    host, now = socket.gethostname(), time.time()
+    entry = Submission(number, job.job_id, cluster.executor, cluster.name, host, now, nodes, gpus, after)
+    ledger.record(folder, entry)
+    return entry
+
+
+def _queue_successors(folder: Path, first: Submission, cluster: Cluster, name: str, code: Path) -> None:
+    """Jobs of the same run, each of which starts only if all before it failed."""
+    ids = [first.job_id]
+    for place in range(1, cluster.successors + 1):
+        number = ledger.claim(folder)
+        where = ledger.number_folder(folder, number)
+        executor = executor_for(where, cluster, first.nodes, first.gpus, name, code=code, after=ids)
+        try:
+            with asking(cluster):
+                job = executor.submit(TrainJob(folder, first.nodes, first.gpus, place, cluster.successors))
+        except UserError as e:
+            raise UserError(f"{e}; job {ids[0]} is queued with {place - 1} of {cluster.successors} successors") from e
+        _record(folder, number, job, cluster, first.nodes, first.gpus, after=tuple(ids))
+        ids.append(job.job_id)
 
 
 def sbatch_text(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) -> str:
     """The file that `submit` would give to sbatch, or what it would start here. Changes nothing."""
     folder = folder.resolve()
-    place = ledger.number_folder(folder, ledger.next_number(folder))
+    return _shown(ledger.number_folder(folder, ledger.next_number(folder)), cluster, nodes, gpus, name)
+
+
+def array_text(
+    folders: Sequence[Path], cluster: Cluster, *, nodes: int, gpus: int, name: str, parallelism: int | None = None
+) -> str:
+    """The same for `submit_array`."""
+    if len(folders) == 1:
+        return sbatch_text(folders[0], cluster, nodes=nodes, gpus=gpus, name=name)
+    _check_parallelism(cluster, parallelism)
+    place = ledger.array_folder(folders[0].resolve().parent)
+    more = {"map_count": len(folders), "array_parallelism": parallelism or len(folders)}
+    tasks = "".join(f"# {i}: {folder}\n" for i, folder in enumerate(folders))
+    return _shown(place, cluster, nodes, gpus, name, **more) + tasks
+
+
+def _shown(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str, **more: int) -> str:
     missing = [p for p in (place, *place.parents) if not p.exists()]  # deepest first
-    executor = executor_for(place, cluster, nodes, gpus, name)
+    executor = executor_for(place, cluster, nodes, gpus, name, code=place / CODE)
     for made in filter(Path.exists, missing):  # by submitit's constructor
         made.rmdir()
     command = executor._submitit_command_str
-    if cluster.executor == "slurm":
-        return executor._make_submission_file_text(command, uid="")
-    return f"# {gpus} processes on this machine, logs in {place}, each running:\n{command}\n"
-
-
-def executor_for(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> Any:
-    """submitit's executor with files in `place`: a task for each GPU, or one a node if gpus=0."""
     if cluster.executor == "local":
-        return _local(place, cluster, gpus, name)
-    return _slurm(place, cluster, nodes, gpus, name)
-
-
-def _local(place: Path, cluster: Cluster, gpus: int, name: str) -> Any:
-    import submitit
-
-    # submitit's controller hides the GPUs or narrows them to the first few: give back what is visible here
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    see = "unset CUDA_VISIBLE_DEVICES"
-    if visible is not None:
-        see = f"export CUDA_VISIBLE_DEVICES={shlex.quote(visible)}"
-    start = f'exec {cluster.python or shlex.quote(sys.executable)} "$@"'
-    # not submitit's `setup`: with a shell above it the controller may take another pid for the job's id
-    tasks = max(gpus, 1)
-    python = shlex.join(["bash", "-c", "\n".join([see, *cluster.prologue(tasks), start]), name])
-    executor = submitit.LocalExecutor(place, max_num_timeout=cluster.max_num_timeout, python=python)
-    executor.update_parameters(
-        tasks_per_node=tasks, timeout_min=cluster.timeout_min, signal_delay_s=cluster.signal_delay_s
-    )
-    return executor
-
-
-def _slurm(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str) -> Any:
-    import submitit
-
-    class Executor(submitit.SlurmExecutor):
-        """submitit's refuses to exist without Slurm, also when it shall only write the file."""
-
-        @classmethod
-        def affinity(cls) -> int:
-            return 2
-
-    cpus, tasks = cluster.cpus_per_task, max(gpus, 1)
-    parameters = {
-        "job_name": name,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "time": cluster.timeout_min,
-        "nodes": nodes,
-        "ntasks_per_node": tasks,
-        "cpus_per_task": cpus,
-        "gpus_per_node": gpus if gpus and cluster.gpu_request == "gpus_per_node" else None,
-        "gres": f"gpu:{gpus}" if gpus and cluster.gpu_request == "gres" else None,
-        "mem": f"{round(cluster.mem_gb * 1024)}M" if cluster.mem_gb else None,
-        "wckey": None,  # some sites refuse unknown ones
-        "signal_delay_s": cluster.signal_delay_s,
-        # the batch shell must outlive a USR2 that reaches the whole job
-        "setup": ["trap : USR2", *cluster.prologue(tasks)],
-        "additional_parameters": {"requeue": True, **cluster.additional_parameters},
-        # a dead rank must not leave the others waiting; since 22.05 a step does not inherit --cpus-per-task
-        "srun_args": [
-            "--kill-on-bad-exit=1",
-            *([f"--cpus-per-task={cpus}"] if cpus else []),
-            *cluster.srun_args,
-        ],
-    }
-    executor = Executor(place, max_num_timeout=cluster.max_num_timeout, python=cluster.python)
-    executor.update_parameters(**parameters)
-    return executor
-
-
-@contextlib.contextmanager
-def asking(cluster: Cluster) -> Iterator[None]:
-    """Around a submission: made from outside of any job, and a UserError if sbatch refuses it."""
-    from submitit.core.utils import FailedJobError
-
-    try:
-        with _outside_of_jobs():
-            yield
-    except FailedJobError as e:
-        said = " ".join(str(e).split())
-        raise UserError(f"cluster={cluster.name!r}: sbatch refused the job: {said}") from e
-
-
-@contextlib.contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Submitting from inside a job or a launcher: hide its variables, but not Slurm's configuration."""
-    if not {"SLURM_JOB_ID", "SUBMITIT_EXECUTOR", "RANK"} & os.environ.keys():
-        yield
-        return
-    from submitit.helpers import clean_env
-
-    conf = os.environ.get("SLURM_CONF")
-    with clean_env(extra_names=[n for n in os.environ if n.startswith("TORCHELASTIC_")]):
-        if conf is not None:
-            os.environ["SLURM_CONF"] = conf
-        yield
+        return f"# {gpus} processes on this machine, logs in {place}, each running:\n{command}\n"
+    executor.parameters.update(more)
+    text = executor._make_submission_file_text(command, uid="")
+    if cluster.successors:
+        text += f"# and {cluster.successors} successors of it, with --dependency=afternotok on all before them\n"
+    return text

@@ -118,6 +118,8 @@ def submit(
     cluster: Annotated[str, typer.Option(help="local, a name in slurm/, or a TOML file.")] = "local",
     nodes: Annotated[int | None, typer.Option(min=1, help="1 if not given.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Ranks on each node, one a GPU; 1 if not given.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One run for each, as one array: for example 0-2 or 1,5.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="How many of them at a time; all if not given.")] = None,
     set_: Sets = None,
     tiny: Tiny = False,
     runs: Runs = RUNS,
@@ -125,8 +127,7 @@ def submit(
 ) -> None:
     """Queue a run through submitit; the same recipe again resumes it."""
     from jobs.cluster import load_cluster
-    from jobs.submit import check_cluster, check_free, sbatch_text
-    from jobs.submit import submit as submit_job
+    from jobs.submit import array_text, check_array, check_free, submit_array
     from pipeline.run import folder_of, plan_run
 
     place = load_cluster(cluster)
@@ -134,18 +135,35 @@ def submit(
     more = [f"exec.{name}={value}" for name, value in options.items() if value is not None]
     if twice := _keys(more) & _keys(set_):
         raise UserError(f"--set {min(twice)} and --{min(twice)[5:]} are both given; leave one out")
-    run, exec_ = _configure(recipe, [*(set_ or []), *more], tiny)
-    shape = {"nodes": exec_.nodes, "gpus": exec_.gpus, "name": run.recipe}
-    folder = folder_of(run, exec_, data, runs)
+    overrides = [[*(set_ or []), *seed] for seed in _seeds(seeds, parallel, set_)]
+    planned = [_configure(recipe, [*o, *more], tiny) for o in overrides]
+    folders = [folder_of(*run, data, runs) for run in planned]
+    run, exec_ = planned[0]
+    shape = {"nodes": exec_.nodes, "gpus": exec_.gpus, "name": run.recipe, "parallelism": parallel}
     if dry_run:
-        print(sbatch_text(folder, place, **shape), end="")
+        print(array_text(folders, place, **shape), end="")
         return
-    check_cluster(place, exec_.nodes)
-    check_free(folder)
-    plan_run(run, exec_, data, runs, set_ or [])
-    job = submit_job(folder, place, **shape)
-    print(f"submitted job {job.job_id} on {place.name}: {folder}")
-    print(f"follow it with: graticule status --runs {runs}; graticule logs {folder}")
+    check_array(folders, place, exec_.nodes, parallel)
+    for folder in folders:
+        check_free(folder)
+    for i, o in enumerate(overrides):
+        plan_run(*planned[i], data, runs, o, full=i == 0)
+    jobs = submit_array(folders, place, **shape)
+    for job, folder in zip(jobs, folders, strict=True):
+        print(f"submitted job {job.job_id} on {place.name}: {folder}")
+    print(f"follow it with: graticule status --runs {runs}; graticule logs {folders[0]}")
+
+
+def _seeds(seeds: str | None, parallel: int | None, set_: list[str] | None) -> list[list[str]]:
+    """Overrides of each run of a submission."""
+    from pipeline.synthesis.sample import parse_seeds
+
+    if seeds is not None and "seed" in _keys(set_):
+        raise UserError("--set seed and --seeds are both given; leave one out")
+    runs = [[f"seed={n}"] for n in dict.fromkeys(parse_seeds(seeds))] if seeds is not None else [[]]
+    if parallel is not None and len(runs) == 1:
+        raise UserError(f"parallel={parallel}: has no effect without several --seeds; leave it out")
+    return runs
 
 
 @app.command()
@@ -158,11 +176,13 @@ def status(runs: Runs = RUNS) -> None:
 
     if not runs.is_dir():
         raise UserError(f"runs={str(runs)!r}: no such folder; start a run, or say where they are with --runs")
-    table = Table("run", "state", "kimg", "of", "s/kimg", "img/s", "to go", "saved kimg", "attempts", "jobs")
+    progress = ("kimg", "of", "s/kimg", "img/s", "to go", "saved kimg")
+    table = Table("run", "state", *progress, "attempts", "preempted", "time limits", "jobs")
     for r in rows(runs):
         left = "" if r.eta_sec is None else str(timedelta(seconds=round(r.eta_sec)))
         speed = [_number(n) for n in (r.kimg, r.total_kimg, r.sec_per_kimg, r.img_per_sec)]
-        table.add_row(r.run, r.state, *speed, left, _number(r.checkpoint_kimg), str(r.attempts), ", ".join(r.job_ids))
+        counts = map(str, (r.attempts, r.preempted, r.time_limits))
+        table.add_row(r.run, r.state, *speed, left, _number(r.checkpoint_kimg), *counts, ", ".join(r.job_ids))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -185,10 +205,10 @@ def logs(
 
 @app.command()
 def cancel(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Stop a run's job after a checkpoint, without queueing it again."""
+    """Stop a run's job after a checkpoint, without queueing it again; its successors too."""
     from jobs.status import cancel as cancel_job
 
-    print(f"job {cancel_job(run)} of {run} is asked to save and end; the same recipe again resumes it")
+    print(f"job {', '.join(cancel_job(run))} of {run} is asked to save and end; the same recipe again resumes it")
 
 
 @app.command()

@@ -95,6 +95,11 @@ def test_status_of_no_runs_is_an_empty_table(graticule, tmp_path):
         (["submit", CIPS, "--tiny", "--data", "{data}", "--cluster", "lab"], "sbatch is not on PATH"),
         (["submit", CIPS, "--tiny", "--data", "{data}", "--nodes", "2"], "this one machine"),
         (["submit", CIPS, "--tiny", "--data", "{data}", "--gpus", "2", "--set", "exec.gpus=4"], "both given"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--seeds", "0-2", "--set", "seed=1"], "both given"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--seeds", "a"], "seeds='a'"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--parallel", "2"], "no effect without several --seeds"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--seeds", "4,4", "--parallel", "2"], "no effect without"),
+        (["submit", CIPS, "--tiny", "--data", "{data}", "--seeds", "0-2", "--parallel", "2"], "this one machine"),
         (["train", CIPS, "--tiny", "--data", "{data}", "--set", "recipe=a/b"], "recipe='a/b'"),
         (["demo", "--out", "{tmp}/demo", "--set", "exec.nodes=2"], "this one machine"),
         (["status", "--runs", "{tmp}/absent"], "no such folder"),
@@ -133,6 +138,26 @@ def test_a_dry_run_writes_nothing(graticule, photos, tmp_path, monkeypatch, clus
     assert code == 0, err
     assert "submitit.core._submit" in out
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("cluster", ["local", "lab"])
+def test_seeds_are_runs_of_one_array_and_a_dry_run_writes_none(graticule, photos, tmp_path, monkeypatch, cluster):
+    monkeypatch.chdir(tmp_path)
+    words = ["submit", CIPS, "--tiny", "--data", photos(32), "--cluster", cluster, "--dry-run"]
+    code, out, err = graticule(*words, "--seeds", "3,0-1,3")
+    assert code == 0, err
+    assert list(tmp_path.rglob("*")) == []
+    folders = [
+        graticule(*words, "--set", f"seed={n}")[1].split("PYTHONPATH=")[1].split("/jobs/001")[0] for n in (3, 0, 1)
+    ]
+    assert [line.partition(": ")[2] for line in out.splitlines()[-3:]] == folders
+    assert f"{tmp_path}/runs/.arrays/001/code" in out
+    if cluster == "lab":
+        assert "#SBATCH --array=0-2%3" in out
+        assert "#SBATCH --array=0-2%2" in graticule(*words, "--seeds", "0-2", "--parallel", 2)[1]
+    single = graticule(*words, "--seeds", "3")[1]
+    assert f"{folders[0]}/jobs/001/code" in single
+    assert "--array" not in single
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(runner, graticule):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import LOCAL, Cluster, load_cluster
-from jobs.submit import executor_for, sbatch_text, submit
+from jobs.executors import executor_for
+from jobs.submit import sbatch_text, submit
 from pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,14 +31,17 @@ GOLDEN = """#!/bin/bash
 
 # setup
 trap : USR2
+export GRATICULE_SIGNAL_DELAY_S=120
 module load cuda
 export OMP_NUM_THREADS=8
 export NCCL_SOCKET_IFNAME='ib0 bond'
+export PYTHONSAFEPATH=1 PYTHONPATH=RUN/jobs/001/code${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output RUN/jobs/001/%j_%t_log.out --error RUN/jobs/001/%j_%t_log.err """ + (
-    """--kill-on-bad-exit=1 --cpus-per-task=8 --cpu-bind=cores python -u -m submitit.core._submit RUN/jobs/001
+    """--kill-on-bad-exit=1 --cpus-per-task=8 --cpu-bind=cores """
+    """bash -c 'trap "" USR2 TERM; exec python "$@"' table5_f-0a1b2c3d -u -m submitit.core._submit RUN/jobs/001
 """
 )
 
@@ -81,7 +85,8 @@ EFFECTS = {
         {"exclude": "n[1-2]", "exclusive": True},
         "--exclude='n[1-2]'\n#SBATCH --exclusive\n",
     ),
-    "python": ("apptainer exec X python", " apptainer exec X python -u -m submitit"),
+    "python": ("apptainer exec X python", 'exec apptainer exec X python "$@"'),
+    "successors": (2, "# and 2 successors of it, with --dependency=afternotok on all before them"),
 }
 
 
@@ -98,23 +103,23 @@ def test_no_field_is_left_without_an_effect(tmp_path):
     assert set(Cluster.model_fields) == {*EFFECTS, "executor", "name", "max_num_timeout"}
     for executor in ("slurm", "local"):
         cluster = Cluster(executor=executor, timeout_min=9, max_num_timeout=7, signal_delay_s=5)
-        made = executor_for(tmp_path / "jobs" / "001", cluster, 1, 2, "x")
+        made = executor_for(tmp_path / "jobs" / "001", cluster, 1, 2, "x", code=tmp_path)
         assert made.max_num_timeout == 7
     assert made.parameters == {"tasks_per_node": 2, "timeout_min": 9, "signal_delay_s": 5}
 
 
-@pytest.mark.parametrize("field", ["partition", "mem_gb", "gpu_request", "additional_parameters", "srun_args"])
+@pytest.mark.parametrize(
+    "field", ["partition", "mem_gb", "gpu_request", "additional_parameters", "srun_args", "successors"]
+)
 def test_local_refuses_what_only_a_scheduler_can_do(field):
     with pytest.raises(ValueError, match=f"(?s){field}.*has no effect with executor = 'local'"):
         LOCAL.replace(**{field: EFFECTS[field][0]})
 
 
-def test_local_runs_setup_and_env_in_each_process(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+def test_local_runs_setup_and_env_in_each_process(tmp_path):
     cluster = LOCAL.replace(setup=("cd /",), env={"A": "b c"}, cpus_per_task=5, python="python")
     shown = sbatch_text(tmp_path, cluster, nodes=1, gpus=2, name="x")
     wanted = [
-        "export CUDA_VISIBLE_DEVICES=2,3",
         "cd /",
         "export OMP_NUM_THREADS=5",
         "export A=",

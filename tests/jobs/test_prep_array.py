@@ -18,8 +18,8 @@ from dataprep.transform import Transform
 from dataprep.writer import prepare, prepare_all
 from jobs import ledger
 from jobs.cluster import Cluster
+from jobs.executors import executor_for
 from jobs.prep import run_on
-from jobs.submit import executor_for
 from pipeline.errors import UserError, WorkError
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -202,7 +202,7 @@ def test_mistakes_are_told_before_anything_is_submitted(images, tmp_path, cluste
 def test_no_gpu_is_asked_for(tmp_path):
     for request in ("gres", "gpus_per_node"):
         site = Cluster(executor="slurm", timeout_min=5, gpu_request=request, cpus_per_task=8)
-        executor = executor_for(tmp_path / request, site, nodes=1, gpus=0, name="x")
+        executor = executor_for(tmp_path / request, site, nodes=1, gpus=0, name="x", code=tmp_path)
         text = executor._make_submission_file_text("run", uid="").replace(str(tmp_path), "")
         assert "gpu:" not in text
         assert "--gpus" not in text

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs import ledger
-from jobs.status import FRESH_SEC, TAIL_BYTES, logs, run_status, status
+from jobs.status import FRESH_SEC, TAIL_BYTES, cancel, logs, run_status, status
+from pipeline.errors import UserError
 
 
 def make(runs: Path, name: str, *events: str, nimg: int = 0, submitted: str | None = None) -> Path:
@@ -78,6 +79,39 @@ def test_progress_speed_and_rest_come_from_the_newest_lines(tmp_path, queue):
 def test_state_of_a_submitted_run(events, squeue, state, tmp_path, queue):
     queue(squeue)
     assert run_status(make(tmp_path, "a-1", *events, submitted="7")).state == state
+
+
+def test_stops_are_counted_by_their_cause_over_the_whole_life_of_a_run(tmp_path, queue):
+    run = make(tmp_path, "a-1", "start")
+    for cause in ("preemption", "time limit", "cancelled", "time limit", "preemption", "preemption", ""):
+        append(run / "events.jsonl", {"event": "preempt", "nimg": 8, "attempt": 1, "cause": cause})
+    append(run / "events.jsonl", {"event": "preempt", "nimg": 8, "attempt": 1})  # of a version without causes
+    with open(run / "events.jsonl", "a") as f:
+        f.writelines(json.dumps({"event": "checkpoint", "nimg": n}) + "\n" for n in range(TAIL_BYTES // 30))
+    row = run_status(run)
+    assert (row.preempted, row.time_limits) == (3, 2)
+
+
+def test_logs_are_those_of_the_newest_job_that_has_started(tmp_path, queue):
+    run = make(tmp_path, "a-1", submitted="7")
+    (run / "jobs" / "002").mkdir()
+    ledger.record(run, ledger.Submission(2, "8", "slurm", "site", "login1", 0.0, 1, 8, ("7",)))
+    (run / "jobs" / "001" / "7_0_log.out").touch()
+    assert [p.name for p in logs(run)] == ["7_0_log.out"]
+    (run / "jobs" / "002" / "8_0_log.out").touch()
+    assert [p.name for p in logs(run)] == ["8_0_log.out"]
+
+
+def test_a_cancel_that_slurm_refuses_leaves_no_mark(tmp_path, queue):
+    run = make(tmp_path, "a-1", "start", submitted="7")
+    queue("7 RUNNING")
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.write_text("#!/bin/sh\necho Access denied >&2; exit 1\n")
+    scancel.chmod(0o755)
+    with pytest.raises(UserError, match="scancel 7 failed: Access denied"):
+        cancel(run)
+    queue("")
+    assert run_status(run).state == "failed"
 
 
 def test_job_that_died_before_its_first_event_failed(tmp_path, queue):
