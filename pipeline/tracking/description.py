@@ -50,7 +50,7 @@ class History:
                 changes["status"] = CAUSES.get(str(cause), "SCHEDULED")
                 changes["time_limits"] = self.time_limits + (cause == "time limit")
                 changes["preemptions"] = self.preemptions + (cause == "preemption")
-            case "failed":
+            case "failed" | "watchdog":
                 changes["status"] = "FAILED"
             case "done":
                 changes["status"] = "FINISHED"

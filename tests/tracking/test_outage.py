@@ -80,13 +80,14 @@ def test_the_status_in_mlflow_follows_the_events(remote, server):
         sync(remote)
         assert only_run(remote)[1].info.status == status
         attempt(remote, number + 1, nimg=number)
-    event(remote, "failed", nimg=5, attempt=5, error="NaN")
-    catch_up(remote)
-    assert only_run(remote)[1].info.status == "FAILED"
-    attempt(remote, 6, nimg=5)
-    catch_up(remote)
-    assert only_run(remote)[1].info.status == "RUNNING"
-    event(remote, "done", nimg=6, attempt=6)
+    for number, how in enumerate(["failed", "watchdog"], 5):
+        event(remote, how, nimg=number, attempt=number, error="NaN")
+        catch_up(remote)
+        assert only_run(remote)[1].info.status == "FAILED"
+        attempt(remote, number + 1, nimg=number)
+        catch_up(remote)
+        assert only_run(remote)[1].info.status == "RUNNING"
+    event(remote, "done", nimg=7, attempt=7)
     sync(remote)
     run = only_run(remote)[1]
     done = jsonl.read(remote / jsonl.EVENTS)[-1]
