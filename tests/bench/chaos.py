@@ -185,7 +185,7 @@ class Disk:
 
     def began_at(self) -> list[int]:
         """nimg of each start and resume since the last call."""
-        rows = jsonl.tail(self.folder / jsonl.EVENTS, self.offset)
+        rows = list(jsonl.tail(self.folder / jsonl.EVENTS, self.offset))
         self.offset = rows[-1][1] if rows else self.offset
         return [record["nimg"] for record, _ in rows if record["event"] in ("start", "resume")]
 
