@@ -1,8 +1,22 @@
 """Gradient penalties, one value a sample, built with create_graph so that they can be trained on."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from pipeline.layers.modulated import fp32
+
+
+def forward_of_penalty(x: Tensor) -> AbstractContextManager:
+    """A region for the forward pass that a penalty differentiates: float32 where autocast would take float16.
+
+    The gradients inside a penalty come before the loss scaler and underflow in float16; bfloat16 has the range.
+    """
+    device = x.device.type
+    fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return fp32(x) if fp16 else nullcontext()
 
 
 def r1(logits: Float[Tensor, " n"], real: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
