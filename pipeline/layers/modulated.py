@@ -41,14 +41,15 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "n i h w"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n o h w"]:
         with fp32(x):
-            s, scale, d, factor = self.affine(w.float()), self.scale, None, None
+            s, scale, eps, d, factor = self.affine(w.float()), self.scale, 1e-8, None, None
             if x.dtype == torch.float16:
                 s_max = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(TINY)
                 w_max = self.weight.detach().abs().amax(dim=(1, 2, 3)).clamp_min(TINY)
                 s, scale, factor = s / s_max, self.scale / w_max[:, None, None, None], s_max * w_max
+                eps = eps / factor.square()
             if self.demodulate:
                 energy = (self.weight * scale).square().sum(dim=(2, 3))
-                d = torch.rsqrt(s.square() @ energy.T + 1e-8)
+                d = torch.rsqrt(s.square() @ energy.T + eps)
         y = F.conv2d(x * s.to(x.dtype)[:, :, None, None], (self.weight * scale).to(x.dtype), padding=self.padding)
         if d is not None:
             return y * d.to(y.dtype)[:, :, None, None]

@@ -79,7 +79,9 @@ class DiscriminatorConfig(Config):
     def _enough_blocks(self) -> "DiscriminatorConfig":
         blocks = len(self.sides()) - 1
         if self.fp16_blocks > blocks:
-            raise ValueError(f"fp16_blocks={self.fp16_blocks} is more than the {blocks} blocks at {self.resolution_px}")
+            raise ValueError(
+                f"fp16_blocks={self.fp16_blocks} is more than the {blocks} blocks at {self.resolution_px} px"
+            )
         return self
 
     def sides(self) -> list[int]:
