@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from pipeline.errors import UserError
 
@@ -135,10 +135,25 @@ def _branch(config: Config, tree: dict[str, Any], key: str, prefix: str) -> dict
     return tree
 
 
+def added(default: Any, **limits: Any) -> Any:
+    """A field that came after runs were made: `fingerprint` leaves it out at its default, so theirs stay."""
+    return Field(default=default, json_schema_extra={"added": True}, **limits)
+
+
 def fingerprint(config: Config) -> str:
     """Eight hex digits of the canonical JSON: equal configurations, equal names."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_named(config, config.model_dump(mode="json")), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _named(config: Config, tree: dict[str, Any]) -> dict[str, Any]:
+    """What names a configuration: its JSON without the `added` fields that are at their defaults."""
+    out = {}
+    for name, field in type(config).model_fields.items():
+        value, extra = getattr(config, name), field.json_schema_extra
+        if not (isinstance(extra, dict) and extra.get("added") and value == field.default):
+            out[name] = _named(value, tree[name]) if isinstance(value, Config) else tree[name]
+    return out
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

@@ -55,7 +55,7 @@ class RunConfig(Config):
     batch_size: int = Field(ge=1)  # images of one iteration over all ranks
     total_kimg: float = Field(gt=0)  # thousands of real images that D sees
     seed: int = Field(default=0, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights and optimizer stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights, optimizer, fp16's penalties stay fp32
 
     @model_validator(mode="after")
     def _stored_size_covers_training(self) -> "RunConfig":
@@ -65,6 +65,17 @@ class RunConfig(Config):
                 f"data.size_px={self.data.size_px} is smaller than the largest training size {largest}; "
                 f"prepare the set with --size {largest}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_reduced_precision(self) -> "RunConfig":
+        for net in self.family.passes():
+            blocks = getattr(getattr(self.family, net, None), "fp16_blocks", 0)
+            if blocks and self.precision != "fp32":
+                raise ValueError(
+                    f"family.{net}.fp16_blocks={blocks} needs precision='fp32', not {self.precision!r}, which reduces "
+                    "every block already; set one of the two"
+                )
         return self
 
     def tiny(self) -> "RunConfig":

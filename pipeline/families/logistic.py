@@ -7,6 +7,7 @@ Differs from reference: a due regulariser joins the main loss (one backward, one
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from jaxtyping import Float, UInt8
 from pydantic import Field
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline.models.stylegan2 import DiscriminatorConfig, broadcast_w
 from pipeline.objectives.adversarial import logistic_d, logistic_g
-from pipeline.objectives.penalties import r1
+from pipeline.objectives.penalties import forward_of_penalty, r1
 from pipeline.phases import AdamSpec, FamilyConfig, Generator, Nets, Phase, Step, Terms
 from pipeline.spec import to_float
 
@@ -68,7 +69,9 @@ class LogisticConfig(FamilyConfig):
 
         def loss(nets: Nets, step: Step) -> Terms:
             real = step.real.detach().requires_grad_("r1" in step.due)
-            real_logits, fake_logits = nets["D"](real), nets["D"](fake(nets["G"], step))
+            with forward_of_penalty(real) if "r1" in step.due else nullcontext():
+                real_logits = nets["D"](real)
+            fake_logits = nets["D"](fake(nets["G"], step))
             terms = {"adv": logistic_d(real_logits, fake_logits)}
             if "r1" in step.due:
                 terms["r1"] = self.r1_gamma * r1(real_logits, real)

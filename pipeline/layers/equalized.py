@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LRELU_GAIN = sqrt(2)
+LIMIT = 256.0  # of float16 activations: ten times what training needs, far from the largest float16, 65504
+
+
+def limited(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """float16 within +-LIMIT, so that what overflows once does not turn into NaN; others as they are."""
+    return x.clamp(-LIMIT, LIMIT) if x.dtype == torch.float16 else x
 
 
 def lrelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Leaky ReLU of slope 0.2, times sqrt(2)."""
-    return F.leaky_relu(x, 0.2) * LRELU_GAIN
+    """Leaky ReLU of slope 0.2, times sqrt(2); limited in float16."""
+    return limited(F.leaky_relu(x, 0.2) * LRELU_GAIN)
 
 
 class EqualizedLinear(nn.Module):
@@ -32,7 +38,7 @@ class EqualizedLinear(nn.Module):
 
 
 class EqualizedConv2d(nn.Module):
-    """2-D convolution with run-time scale 1 / sqrt(in * k * k); bias starts at zero."""
+    """2-D convolution with run-time scale 1 / sqrt(in * k * k); bias starts at zero. Computes in its input's type."""
 
     def __init__(
         self,
@@ -51,4 +57,6 @@ class EqualizedConv2d(nn.Module):
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
-        return F.conv2d(x, self.weight * self.scale, self.bias, stride=self.stride, padding=self.padding)
+        weight = (self.weight * self.scale).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from pipeline.layers.equalized import EqualizedLinear
 
+TINY = 1e-30  # instead of dividing by a maximum of zero
+
 
 def fp32(x: Tensor) -> AbstractContextManager:
     """A region without autocast on x's device."""
@@ -25,6 +27,9 @@ class ModulatedConv2d(nn.Module):
 
     Scaling activations rather than weights is the same function (the convolution is linear in each) and lets
     the batch share one ordinary convolution. `demodulate=False` leaves d out (toRGB). No bias.
+    On float16 input s and the rows of W are divided by their largest magnitudes, so that no sum overflows: from
+    activations within +-256 it stays below 256 sqrt(fan_in). d takes the factor up; without d the output, then
+    float32, is multiplied by it (2006.06676, appendix).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, w_dim: int, *, demodulate: bool = True):
@@ -36,14 +41,19 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "n i h w"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n o h w"]:
         with fp32(x):
-            s = self.affine(w.float())
-            d = None
+            s, scale, eps, d, factor = self.affine(w.float()), self.scale, 1e-8, None, None
+            if x.dtype == torch.float16:
+                s_max = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(TINY)
+                w_max = self.weight.detach().abs().amax(dim=(1, 2, 3)).clamp_min(TINY)
+                s, scale, factor = s / s_max, self.scale / w_max[:, None, None, None], s_max * w_max
+                eps = eps / factor.square()
             if self.demodulate:
-                energy = (self.weight * self.scale).square().sum(dim=(2, 3))
-                d = torch.rsqrt(s.square() @ energy.T + 1e-8)
-        x = x * s.to(x.dtype)[:, :, None, None]
-        y = F.conv2d(x, self.weight * self.scale, padding=self.padding)
-        return y if d is None else y * d.to(y.dtype)[:, :, None, None]
+                energy = (self.weight * scale).square().sum(dim=(2, 3))
+                d = torch.rsqrt(s.square() @ energy.T + eps)
+        y = F.conv2d(x * s.to(x.dtype)[:, :, None, None], (self.weight * scale).to(x.dtype), padding=self.padding)
+        if d is not None:
+            return y * d.to(y.dtype)[:, :, None, None]
+        return y if factor is None else y.float() * factor[:, :, None, None]
 
 
 class ModFC(nn.Module):

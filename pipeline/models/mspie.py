@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Config
+from pipeline.config import Config, added
 from pipeline.layers.equalized import lrelu
 from pipeline.layers.modulated import ModulatedConv2d
 from pipeline.layers.noise import noise_maps
@@ -39,13 +39,16 @@ class MSPIEGeneratorConfig(Config):
     z_dim: int = Field(default=512, ge=1)
     w_dim: int = Field(default=512, ge=1)
     mapping_layers: int = Field(default=8, ge=1)
+    fp16_blocks: int = added(0, ge=0)  # up-sampling blocks in float16, from the largest down
 
     @model_validator(mode="after")
-    def _head_can_resize(self) -> "MSPIEGeneratorConfig":
+    def _values_agree(self) -> "MSPIEGeneratorConfig":
         if self.head == "const" and self.resize == "expand":
             raise ValueError("resize='expand' needs a code that can be rebuilt; a learned constant is 'interp'")
         if self.head == "spe" and self.channel_max % 4:
             raise ValueError(f"channel_max={self.channel_max} must be a multiple of 4 for the sinusoidal code")
+        if self.fp16_blocks > self.num_upblocks:
+            raise ValueError(f"fp16_blocks={self.fp16_blocks} is more than num_upblocks={self.num_upblocks}")
         return self
 
     def base_px(self) -> int:
@@ -88,7 +91,13 @@ class ToRGB(nn.Module):
 
 
 class MSPIEGenerator(nn.Module):
-    """z -> w -> image. 13 noise maps and 14 styles at six up-sampling blocks."""
+    """z -> w -> image. 13 noise maps and 14 styles at six up-sampling blocks.
+
+    Parity: `fp16_blocks` is StyleGAN2-ADA's mixed precision (2006.06676, appendix; it runs 4): activations of the
+    largest blocks in float16 within +-256, modulation that cannot overflow, no loss scaler. Weights, styles, the
+    image and its skip path stay float32. Differs from reference: a resolution is a block of up-sampling here, and
+    the head never is one.
+    """
 
     def __init__(self, cfg: MSPIEGeneratorConfig):
         super().__init__()
@@ -151,6 +160,8 @@ class MSPIEGenerator(nn.Module):
         x = self.convs[0](x, ws[:, 0], maps[0])
         img = self.to_rgbs[0](x, ws[:, 1], None)
         for i in range(1, len(self.to_rgbs)):
+            if i == len(self.to_rgbs) - self.cfg.fp16_blocks:
+                x = x.half()
             x = self.convs[2 * i - 1](x, ws[:, 2 * i - 1], maps[2 * i - 1])
             x = self.convs[2 * i](x, ws[:, 2 * i], maps[2 * i])
             img = self.to_rgbs[i](x, ws[:, 2 * i + 1], img)

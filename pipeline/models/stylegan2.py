@@ -9,12 +9,12 @@ from math import log2, sqrt
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Config
-from pipeline.layers.equalized import EqualizedConv2d, EqualizedLinear, lrelu
+from pipeline.config import Config, added
+from pipeline.layers.equalized import EqualizedConv2d, EqualizedLinear, limited, lrelu
 from pipeline.layers.modulated import fp32
 from pipeline.layers.norm import minibatch_std, pixel_norm
 from pipeline.layers.resample import fir
@@ -58,7 +58,7 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o ho wo"]:
         y = lrelu(self.conv1(fir(lrelu(self.conv0(x)), pad=2)))
-        return (y + self.skip(fir(x, pad=1, stride=2))) / sqrt(2)
+        return limited((y + self.skip(fir(x, pad=1, stride=2))) / sqrt(2))
 
 
 class DiscriminatorConfig(Config):
@@ -71,21 +71,38 @@ class DiscriminatorConfig(Config):
     pool: int | None = Field(
         default=None, ge=1
     )  # adaptive average pool to pool x pool before the head; None: one size only
+    fp16_blocks: int = added(0, ge=0)  # residual blocks in float16, from the largest down
 
     _power_of_two = field_validator("resolution_px")(power_of_two)
+
+    @model_validator(mode="after")
+    def _enough_blocks(self) -> "DiscriminatorConfig":
+        blocks = len(self.sides()) - 1
+        if self.fp16_blocks > blocks:
+            raise ValueError(
+                f"fp16_blocks={self.fp16_blocks} is more than the {blocks} blocks at {self.resolution_px} px"
+            )
+        return self
+
+    def sides(self) -> list[int]:
+        """resolution_px, half of it ... 4."""
+        return [self.resolution_px >> i for i in range(int(log2(self.resolution_px)) - 1)]
 
     def build(self) -> "Discriminator":
         return Discriminator(self)
 
 
 class Discriminator(nn.Module):
-    """Images to logits."""
+    """Images to logits.
+
+    Parity: `fp16_blocks` as in StyleGAN2-ADA (2006.06676, appendix; it runs 4): the largest blocks, fromRGB among
+    them, with activations in float16 within +-256 and no loss scaler. Weights and all that follows stay float32.
+    """
 
     def __init__(self, cfg: DiscriminatorConfig):
         super().__init__()
         self.cfg = cfg
-        sides = [cfg.resolution_px >> i for i in range(int(log2(cfg.resolution_px)) - 1)]  # resolution_px ... 4
-        width = [channels_at(side, cfg.channel_multiplier, cfg.channel_max) for side in sides]
+        width = [channels_at(side, cfg.channel_multiplier, cfg.channel_max) for side in cfg.sides()]
         self.from_rgb = EqualizedConv2d(3, width[0], 1)
         self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in pairwise(width))
         self.conv = EqualizedConv2d(width[-1] + 1, width[-1], 3, padding=1)
@@ -93,9 +110,10 @@ class Discriminator(nn.Module):
         self.fc1 = EqualizedLinear(width[-1], 1)
 
     def forward(self, img: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        x = lrelu(self.from_rgb(img))
-        for block in self.blocks:
-            x = block(x)
+        half = self.cfg.fp16_blocks
+        x = lrelu(self.from_rgb(img.half() if half else img))
+        for i, block in enumerate(self.blocks):
+            x = block(x.float() if i == half > 0 else x)
         with fp32(x):
             x = lrelu(self.conv(minibatch_std(x.float(), self.cfg.mbstd_group)))
             if self.cfg.pool:

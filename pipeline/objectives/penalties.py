@@ -1,13 +1,29 @@
 """Gradient penalties, one value a sample, built with create_graph so that they can be trained on."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.layers.modulated import fp32
+
+
+def forward_of_penalty(x: Tensor) -> AbstractContextManager:
+    """A region for the forward pass that R1 differentiates: float32 where autocast would take float16.
+
+    R1's own gradient comes before any loss scaler: in float16 it underflows as D grows flat. bfloat16 has the range,
+    and the gradients of path length are large enough.
+    """
+    device = x.device.type
+    fp16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return fp32(x) if fp16 else nullcontext()
+
 
 def r1(logits: Float[Tensor, " n"], real: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
     """1/2 |grad_x D(x)|^2 summed over channels and pixels (Mescheder et al. 2018, Eq. 9, without gamma)."""
-    (grad,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    with fp32(real):  # or autocast would take part in the backward pass
+        (grad,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
     return grad.float().square().sum(dim=(1, 2, 3)) / 2
 
 
@@ -16,5 +32,6 @@ def path_lengths(
 ) -> Float[Tensor, " n"]:
     """|J^T y| with y = noise / sqrt(h w): root of the mean over ws of the sum over w_dim (StyleGAN2, Eq. 4)."""
     h, w = img.shape[2:]
-    (grad,) = torch.autograd.grad((img * noise).sum() / (h * w) ** 0.5, ws, create_graph=True)
+    with fp32(ws):
+        (grad,) = torch.autograd.grad((img * noise).sum() / (h * w) ** 0.5, ws, create_graph=True)
     return grad.float().square().sum(dim=2).mean(dim=1).sqrt()

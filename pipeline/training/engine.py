@@ -119,10 +119,27 @@ class Engine:
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def all_reduce(self, flat: Tensor) -> None:
-        """Sum a tensor over ranks, in place and on its device."""
+        """Sum a tensor over ranks, in place and on its device: the same bits on all ranks.
+
+        On the CPU 2^k ranks add in pairs, pairs of pairs and so on, in their order, so that the number of ranks does
+        not show in the sum of what one rank would add that way. Elsewhere the order is the library's.
+        """
         if self.world > 1:
             with self.progress.waiting("gradients of all ranks"):
-                dist.all_reduce(flat)
+                if self.device.type == "cpu" and self.world.bit_count() == 1:
+                    self._add_in_pairs(flat)
+                else:
+                    dist.all_reduce(flat)
+
+    def _add_in_pairs(self, flat: Tensor) -> None:
+        other, distance = torch.empty_like(flat), 1
+        while distance < self.world:
+            partner = self.rank ^ distance
+            swap = [dist.P2POp(dist.isend, flat, partner), dist.P2POp(dist.irecv, other, partner)]
+            for message in dist.batch_isend_irecv(swap):
+                message.wait()
+            flat.add_(other)
+            distance *= 2
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise float64 sum of host numbers over ranks."""

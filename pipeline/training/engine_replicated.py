@@ -104,7 +104,8 @@ class Replicated:
         self._net.load_state_dict(weights)
         self.optimizer.load_state_dict(state)
         if self._scaled and scaler:
-            self._scaler.load_state_dict(scaler)
+            moved = {"scale": scaler["scale"], "_growth_tracker": int(scaler["_growth_tracker"])}
+            self._scaler.load_state_dict(self._scaler.state_dict() | moved)
 
     def scaler(self) -> dict[str, float]:
         return {name: float(value) for name, value in self._scaler.state_dict().items()}
