@@ -166,7 +166,9 @@ def test_losses_of_a_run_in_reduced_precision_stay_near_those_of_float32(runner)
 
 def test_a_run_with_fp16_blocks_stays_near_one_in_float32(runner):
     blocks = ("family.G.fp16_blocks=1", "family.D.fp16_blocks=1")
-    a, b = (final_state(runner(MSPIE).train_here(*FEW_PIXELS[MSPIE], "total_kimg=0.06", *sets)) for sets in ((), blocks))
+    a, b = (
+        final_state(runner(MSPIE).train_here(*FEW_PIXELS[MSPIE], "total_kimg=0.06", *sets)) for sets in ((), blocks)
+    )
     weights = [name for name in a if name.startswith(("G.", "D.")) and "mapping" not in name]
     assert a.keys() == b.keys()
     assert any(not torch.equal(a[name], b[name]) for name in weights)

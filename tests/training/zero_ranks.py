@@ -315,7 +315,7 @@ class Pair:
             plain, _ = train(self.engine, case, 10)
             sharded, _ = train(self.engine, case.under({"G": 2, "D": 2}), 10)
             self.say("bf16", difference(plain, sharded))
-            self.say("bf16 from fp32", difference(plain, self.straight[f"{CIPS} {({'G': 1, 'D': 1})}"]))
+            self.say("bf16 from fp32", difference(plain, self.straight[f"{CIPS} { ({'G': 1, 'D': 1}) }"]))
             self.engine.precision = "fp16"
             case = of_toy(self.engine, 2)
             big = dict(spoil=lambda phase, i: 1000.0)  # so that the first scales overflow
