@@ -44,6 +44,16 @@ def _start(python: str) -> str:
     return f'trap "" USR2 TERM; exec {python} "$@"'
 
 
+def _start_and_linger(python: str) -> str:
+    """The same; a rank that failed or was killed leaves its shell behind for a while.
+
+    srun ends all ranks in the moment in which one ends badly: so the others can say first which one, where, and what
+    it did last. 2, 70, 75, 143, 144: ends of all ranks, which have said why.
+    """
+    ended = "code=$?; case $code in 0|2|70|75|143|144) ;; 1) sleep 10 ;; *) sleep 30 ;; esac; exit $code"
+    return f'trap "" USR2 TERM; {python} "$@"; {ended}'
+
+
 def _local(place: Path, cluster: Cluster, gpus: int, name: str, code: Path, after: Sequence[str]) -> Any:
     from jobs.local import LocalExecutor
 
@@ -94,7 +104,7 @@ def _slurm(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str, code
             *cluster.srun_args,
         ],
     }
-    python = shlex.join(["bash", "-c", _start(cluster.python or shlex.quote(sys.executable)), name])
+    python = shlex.join(["bash", "-c", _start_and_linger(cluster.python or shlex.quote(sys.executable)), name])
     executor = Executor(place, max_num_timeout=cluster.max_num_timeout, python=python)
     executor.update_parameters(**parameters)
     return executor

@@ -22,7 +22,7 @@ from jobs.preempt import LOCAL_END
 
 POLL_SEC = 0.05
 AGAIN_SEC = 2.0  # until a signal is repeated, as one that meets a rank before its handler is there is lost
-FAILED_SEC = 10.0  # for the other ranks to say what they know of a failed one
+FAILED_SEC = 30.0  # for the other ranks to say what they know of a failed one
 
 
 class LocalExecutor(submitit.LocalExecutor):

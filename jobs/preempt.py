@@ -25,6 +25,7 @@ DELAY = "GRATICULE_SIGNAL_DELAY_S"  # how long before the time limit the schedul
 LOCAL_END = "GRATICULE_JOB_END_TIME"  # a local job's time limit, as SLURM_JOB_END_TIME is Slurm's (from 23.02)
 EARLY_SEC = 60  # Slurm's documented imprecision of the warning
 SLACK_SEC = 15
+NOT_QUEUED = 75  # exit code of rank 0: saved, but nobody put the job back into the queue
 OURS = ("RUNNING", "SIGNALING", "unknown")  # states of a job that Slurm has no other plans with
 
 
@@ -123,13 +124,13 @@ def _requeue_slurm(flag: StopFlag) -> NoReturn:
         _leave(f"saved; the job is {state}: Slurm sees to the rest", 0)
     if shutil.which("scontrol") is None:
         instead = "submit again, or set successors in the cluster file"
-        _leave(f"saved; scontrol is not on this node: {_next_in_line(flag) or instead}", 1)
+        _leave(f"saved; scontrol is not on this node: {_next_in_line(flag) or instead}", NOT_QUEUED)
     try:
         _call(flag)
     except (subprocess.SubprocessError, OSError) as e:
         if (state := _state()) not in OURS:
             _leave(f"saved; the job is {state} already: Slurm sees to the rest", 0)
-        _leave(f"saved; scontrol requeue failed ({e}): {_next_in_line(flag) or 'submit again to resume'}", 1)
+        _leave(f"saved; scontrol requeue failed ({e}): {_next_in_line(flag) or 'submit again to resume'}", NOT_QUEUED)
 
 
 def _call(flag: StopFlag) -> NoReturn:
@@ -139,7 +140,7 @@ def _call(flag: StopFlag) -> NoReturn:
         call_once(flag)
     except UncompletedJobError:
         instead = "submit again to resume, or raise max_num_timeout in the cluster file"
-        _leave(f"saved; this job has used up its time limits: {_next_in_line(flag) or instead}", 1)
+        _leave(f"saved; this job has used up its time limits: {_next_in_line(flag) or instead}", NOT_QUEUED)
     raise SystemExit(1)
 
 

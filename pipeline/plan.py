@@ -105,6 +105,14 @@ class ExecConfig(Config):
     hang_sec: int = Field(default=900, ge=0)  # a rank that does not move for so long ends the job; 0: nobody watches
     track: bool = True  # mirror metrics to MLflow
 
+    @field_validator("zero", mode="before")
+    @classmethod
+    def _of_all_or_of_each(cls, value: Any) -> Any:
+        stages = value.values() if isinstance(value, dict) else [value]
+        if not all(type(stage) is int and 0 <= stage <= 3 for stage in stages):
+            raise ValueError("input should be stage 0, 1, 2 or 3, or one for each network, as in '{G: 3, D: 1}'")
+        return value
+
     @field_validator("ds_config", mode="before")
     @classmethod
     def _of_a_file(cls, value: Any) -> Any:

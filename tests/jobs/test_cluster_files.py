@@ -41,7 +41,8 @@ export PYTHONSAFEPATH=1 PYTHONPATH=RUN/jobs/001/code${PYTHONPATH:+:$PYTHONPATH}
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output RUN/jobs/001/%j_%t_log.out --error RUN/jobs/001/%j_%t_log.err """ + (
     """--kill-on-bad-exit=1 --cpus-per-task=8 --cpu-bind=cores """
-    """bash -c 'trap "" USR2 TERM; exec python "$@"' table5_f-0a1b2c3d -u -m submitit.core._submit RUN/jobs/001
+    """bash -c 'trap "" USR2 TERM; python "$@"; code=$?; case $code in 0|2|70|75|143|144) ;; 1) sleep 10 ;; """
+    """*) sleep 30 ;; esac; exit $code' table5_f-0a1b2c3d -u -m submitit.core._submit RUN/jobs/001
 """
 )
 
@@ -85,7 +86,7 @@ EFFECTS = {
         {"exclude": "n[1-2]", "exclusive": True},
         "--exclude='n[1-2]'\n#SBATCH --exclusive\n",
     ),
-    "python": ("apptainer exec X python", 'exec apptainer exec X python "$@"'),
+    "python": ("apptainer exec X python", '; apptainer exec X python "$@"; '),
     "successors": (2, "# and 2 successors of it, with --dependency=afternotok on all before them"),
 }
 

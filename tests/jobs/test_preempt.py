@@ -199,7 +199,7 @@ def test_without_scontrol_the_job_fails_for_its_successor(successors, said, job,
     fake("squeue", "echo RUNNING 1:00:00 0")
     flag = job("slurm", successors=successors)
     flag.raised(signal.SIGUSR2)
-    assert leave(flag) == 1
+    assert leave(flag) == preempt.NOT_QUEUED
     assert capsys.readouterr().out == said + "\n"
 
 
@@ -211,7 +211,7 @@ def test_failing_scontrol_is_one_line_and_a_failed_job(job, fake, capsys):
     fake("scontrol", "exit 1")
     flag = job("slurm", refused)
     flag.raised(signal.SIGUSR2)
-    assert leave(flag) == 1
+    assert leave(flag) == preempt.NOT_QUEUED
     out = capsys.readouterr().out
     assert "scontrol requeue failed (Command '['scontrol', 'requeue', '1']' returned non-zero" in out
     assert out.endswith("submit again to resume\n")

@@ -12,8 +12,12 @@ import pytest
 from jobs import ledger
 from jobs.cluster import Cluster
 from jobs.executors import executor_for
+from jobs.preempt import NOT_QUEUED
 from jobs.status import logs
+from pipeline.training.watchdog import EXIT
 from tests.jobs.sources import Sources
+
+SRUN = 'while [ "$1" != bash ]; do shift; done; exec "$@"'
 
 
 @pytest.fixture
@@ -72,9 +76,34 @@ def test_whatever_setup_and_env_do_to_the_path_stays_behind(executor, setup, env
     made = executor_for(tmp_path / "x", site, 1, 1, "x", code=tmp_path / "a b" / "code")
     script = made._submitit_command_str
     if executor == "slurm":
-        (tmp_path / "srun").write_text('#!/bin/sh\nwhile [ "$1" != bash ]; do shift; done; exec "$@"\n')
+        (tmp_path / "srun").write_text(f"#!/bin/sh\n{SRUN}\n")
         (tmp_path / "srun").chmod(0o755)
         script = made._make_submission_file_text(script, uid="")
     around = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **({"PYTHONPATH": before} if before else {})}
     done = subprocess.run(["bash", "-c", script], env=around, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"{tmp_path}/a b/code{behind}|1\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "slept"),
+    [
+        ("exit 0", 0, ""),
+        ("exit 2", 2, ""),
+        (f"exit {EXIT}", EXIT, ""),
+        (f"exit {NOT_QUEUED}", NOT_QUEUED, ""),
+        ("exit 143", 143, ""),
+        ("exit 1", 1, "10"),
+        ("kill -KILL $$", 137, "30"),
+    ],
+)
+def test_a_rank_that_failed_by_itself_stays_until_others_could_name_it(end, code, slept, tmp_path):
+    """srun would end them at once. The real lines in a real shell; `sleep` only says for how long."""
+    for name, text in {"rank": end, "sleep": "echo $1", "srun": SRUN}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    site = Cluster(executor="slurm", timeout_min=5, python=str(tmp_path / "rank"))
+    made = executor_for(tmp_path / "x", site, 1, 1, "x", code=tmp_path / "code")
+    script = made._make_submission_file_text(made._submitit_command_str, uid="")
+    around = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], env=around, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (code, slept), done.stderr

@@ -14,7 +14,7 @@ import cloudpickle
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from jobs.preempt import DELAY, install, requeue, requeue_at_once
+from jobs.preempt import DELAY, NOT_QUEUED, install, requeue, requeue_at_once
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 JOB = "import sys; from submitit.core.submission import process_job; process_job(sys.argv[1])"
@@ -154,7 +154,7 @@ def test_a_requeue_that_slurm_was_faster_with_is_no_error(run, tmp_path):
 
 def test_a_requeue_that_fails_is_one_line_and_a_failed_job(run):
     ended = run(Saved(signal.SIGUSR2), scontrol="exit 1")
-    assert ended.code == 1
+    assert ended.code == NOT_QUEUED
     assert "scontrol requeue failed" in ended.out
     assert "Traceback" not in ended.err
     assert not ended.wrote_a_result()
@@ -182,7 +182,7 @@ def test_nor_is_what_it_left_of_a_result(run, tmp_path):
 
 def test_a_job_without_time_outs_left_ends_with_a_word_and_not_with_a_traceback(run):
     ended = run(Saved(signal.SIGUSR2), squeue="RUNNING 1:30 0", countdown=0)
-    assert (ended.code, ended.requests) == (1, [])
+    assert (ended.code, ended.requests) == (NOT_QUEUED, [])
     assert "saved; this job has used up its time limits: submit again to resume, or raise max_num_timeout" in ended.out
     assert "Traceback" not in ended.err
     assert not ended.wrote_a_result()
