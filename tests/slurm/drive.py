@@ -79,7 +79,7 @@ class LabRun:
             except psutil.Error:
                 continue
             ours = env.get("SLURM_JOB_ID") == job_id and "SLURM_STEP_ID" in env
-            python = "submitit.core._submit" in command and command[0] != "bash"  # which waits for it
+            python = "submitit.core._submit" in command and Path(command[0]).name != "bash"  # waiting for it
             if ours and env.get("SLURM_PROCID") == str(rank) and python:
                 return process
         return None
