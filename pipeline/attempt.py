@@ -40,6 +40,7 @@ def attempt(
         rank=engine.rank,
         world=engine.world,
         hang_sec=exec_.hang_sec,
+        beat_sec=min(5.0, exec_.hang_sec / 10),
         tell=partial(runlog.tell, folder, engine),
     )
     failed: BaseException | None = None
