@@ -107,8 +107,7 @@ def read_ds_config(path: str) -> dict[str, Any]:
 
 def stage_in(given: Mapping[str, Any] | None) -> int | None:
     """The ZeRO stage that a file asks for."""
-    block = (given or {}).get("zero_optimization")
-    stage = block.get("stage") if isinstance(block, Mapping) else None
+    stage: Any = _zero(given or {}).get("stage")
     return int(stage) if _is_whole(stage) else None
 
 

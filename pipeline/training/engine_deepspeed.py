@@ -43,7 +43,7 @@ class Sharded:
     ):
         self._engine, self._net, self._stage, self._microbatches = engine, net, stage, microbatches
         net.requires_grad_(True)  # DeepSpeed leaves out what is frozen when it starts
-        self._params = list(net.parameters())
+        self._params: list[Any] = list(net.parameters())  # Any: DeepSpeed hangs its own attributes on them
         self._adam = torch.optim.Adam(self._params, lr=0.0, betas=adam.betas, eps=adam.eps)
         self._layout = deepcopy(self._adam.state_dict()["param_groups"])  # before DeepSpeed makes the parameters flat
         numel = sum(p.numel() for p in self._params)
@@ -63,7 +63,8 @@ class Sharded:
         if self._stage == 1:
             self._tree = GradientTree(self._net)
         if self._scale:
-            self._zero.override_loss_scale(self._scale.value)
+            # the loss is multiplied by the number of ranks, too, which must not use up float16's range
+            self._zero.override_loss_scale(self._scale.value / self._engine.world)
 
     def backward(self, loss: Tensor) -> None:
         """DeepSpeed averages over ranks, so the loss is multiplied by their number.
@@ -136,10 +137,10 @@ class Sharded:
     def load(self, weights: dict[str, Tensor], state: dict[str, Any], scaler: dict[str, float]) -> None:
         self._net.requires_grad_(True)
         if self._stage == 3:
-            with _deepspeed().zero.GatheredParameters(self._params, modifier_rank=0):
-                self._net.load_state_dict(weights)
-        else:
-            self._net.load_state_dict(weights)
+            self._params[0].all_gather(self._params)
+        self._net.load_state_dict(weights)
+        if self._stage == 3:
+            self._params[0].partition(self._params, has_been_updated=True)
         self._zero.refresh_fp32_params()
         group = {k: v for k, v in state["param_groups"][0].items() if k != "params"}
         self._adam.param_groups[0].update(group)
@@ -167,7 +168,7 @@ class Sharded:
         """The flat parameters that this rank's Adam steps."""
         return self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._adam.param_groups[0]["params"]
 
-    def _set_moment(self, p: nn.Parameter, value: Tensor, name: str) -> None:
+    def _set_moment(self, p: Any, value: Tensor, name: str) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if self._stage < 3:
@@ -276,13 +277,16 @@ def _join(engine: Engine, deepspeed: Any) -> None:
     cuda = engine.device.type == "cuda"
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     if _group is dist.group.WORLD:
         return
-    comm, groups = sys.modules["deepspeed.comm.comm"], sys.modules["deepspeed.utils.groups"]
+    comm: Any = sys.modules["deepspeed.comm.comm"]
+    groups: Any = sys.modules["deepspeed.utils.groups"]
+    over_torch: Any = sys.modules["deepspeed.comm.torch"]
     comm.cdb, groups._WORLD_GROUP = None, None
     # an operator for ranks of one host that share memory; it is compiled for minutes at its first use
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    over_torch.build_shm_op = lambda: None
     deepspeed.init_distributed("nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
     for name, newer in (
         ("all_gather_function", "all_gather_single"),
@@ -300,7 +304,7 @@ def _scalars(deepspeed: Any, net: nn.Module, stage: int) -> Iterator[None]:
     All ranks hold rank 0's weights already, so ZeRO-1 and 2 need no broadcast; ZeRO-3 gets one dimension meanwhile.
     """
     kind, broadcast = deepspeed.DeepSpeedEngine, deepspeed.DeepSpeedEngine._broadcast_model
-    scalars = [p for p in net.parameters() if stage == 3 and not p.dim()]
+    scalars: list[Any] = [p for p in net.parameters() if stage == 3 and not p.dim()]
     for p in scalars:
         p.data = p.data.reshape(1)
     kind._broadcast_model = lambda self: None
