@@ -257,15 +257,14 @@ def _start(engine: Engine, net: nn.Module, adam: torch.optim.Adam, words: dict[s
 @contextmanager
 def _environment(engine: Engine) -> Iterator[None]:
     """The variables that DeepSpeed insists on, while it starts."""
-    if engine.device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    alone = "LOCAL_RANK" not in os.environ
-    os.environ.setdefault("LOCAL_RANK", "0")
+    wanted = {"LOCAL_RANK": os.environ.get("LOCAL_RANK", "0"), "DS_ACCELERATOR": engine.device.type}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if alone:
-            del os.environ["LOCAL_RANK"]
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 _group: Any = None  # the process group that DeepSpeed's module-level state belongs to

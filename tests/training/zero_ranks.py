@@ -248,7 +248,7 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 
 
 class Pair:
-    """All cases; `seen` is what rank 0 writes down."""
+    """All cases. Each rank writes down what it has `seen`: rank 0 the pair's, rank 1 that of a rank alone."""
 
     def __init__(self, out: Path):
         self.out, self.seen = out, {}
@@ -269,12 +269,12 @@ class Pair:
         engine.close(failed=False)
         with alone():
             self.third_leg() if rank == 0 else None
-        name = "seen.json" if rank == 0 else "seen_alone.json"
-        (self.out / name).write_text(json.dumps(self.seen))
+        (self.out / f"seen_{rank}.json").write_text(json.dumps(self.seen))
 
     def say(self, name: str, value: Any) -> None:
-        self.seen[name] = value
-        if getattr(self, "engine", None) is None or self.engine.is_main:
+        """Only rank 0's snapshots are any."""
+        if self.engine.is_main:
+            self.seen[name] = value
             print(f"{name:<60} {value if not isinstance(value, float) else f'{value:.1e}'}", flush=True)
 
     def parity(self) -> None:
