@@ -127,7 +127,7 @@ def check_ds_config(
             'or "zero_optimization": {"stage": 1} in the file'
         )
     highest = max(stages.values())
-    for word in _auto_left_out(_zero(given)):
+    for word in _auto_left_out(_zero(given)).keys() & ZERO_TAKEN.keys():
         needed = FROM_STAGE.get(word, 3 if word.startswith("stage3_") else 1)
         if highest < needed:
             raise UserError(
