@@ -86,6 +86,7 @@ ZERO_REFUSED = {
     **dict.fromkeys(("zero_hpz_partition_size", "legacy_stage1", "parameter_alignment", "leaf_module"), UNTESTED),
     **dict.fromkeys(("stage3_module_granularity_threshold", "stage3_use_all_reduce_for_fetch_params"), UNTESTED),
     **dict.fromkeys(("stage3_allgather_sequential", "ignore_unused_parameters", "enable_sanity_checks"), UNTESTED),
+    "save_muon_momentum_buffer_in_memory": RECIPE,
     "compute_grad_norm": "without it fp16 misses an overflow",
     "memory_efficient_linear": "replaces torch's linear layer by one without a second derivative",
     "override_module_apply": "replaces a method of all networks",

@@ -22,15 +22,15 @@ def checked(tmp_path):
     """Check a run with this content of a file: "" or the one line of the refusal."""
 
     def run(content: object, *sets: str) -> str:
-        path = tmp_path / "ds.json"
+        path, said = tmp_path / "ds.json", ""
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         try:
             words = [f"exec.ds_config={path}", *(sets or ["exec.zero=1", "exec.gpus=2"])]
             check(*override_all(find(CIPS).make().tiny(), ExecConfig(), words))
         except UserError as e:
-            assert "\n" not in f"{e}"
-            return f"{e}"
-        return ""
+            said = f"{e}"
+        assert "\n" not in said
+        return said
 
     return run
 
