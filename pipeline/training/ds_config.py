@@ -28,9 +28,8 @@ TAKEN: dict[str, Kind] = {
     "steps_per_print": WHOLE,
     "dump_state": SWITCH,
     "memory_breakdown": SWITCH,
-    "comms_logger": BLOCK,
 }
-TELLS = ("steps_per_print", "dump_state", "memory_breakdown", "comms_logger")
+TELLS = ("steps_per_print", "dump_state", "memory_breakdown")
 ZERO_TAKEN: dict[str, Kind] = {
     "stage": STAGE,
     "contiguous_gradients": SWITCH,
@@ -66,6 +65,7 @@ REFUSED = {
     **dict.fromkeys(("quantize_training", "curriculum_learning", "data_efficiency", "progressive_layer_drop"), METHOD),
     **dict.fromkeys(("eigenvalue", "hybrid_engine", "pipeline", "tensor_parallel", "expert_parallel"), METHOD),
     **dict.fromkeys(("sequence_parallel_size", "data_parallel_size", "vocabulary_size"), METHOD),
+    "comms_logger": "nothing here prints what it gathers",
     "aio": "belongs to offload, which is refused",
 }
 OFFLOAD = "offload loses gradients where several backward passes make one step"

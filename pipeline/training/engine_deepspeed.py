@@ -246,7 +246,7 @@ def _start(engine: Engine, net: nn.Module, adam: torch.optim.Adam, words: dict[s
         for kind in (DeprecationWarning, FutureWarning):  # of its imports and of what it calls in torch
             warnings.simplefilter("ignore", kind)
         deepspeed = _deepspeed()
-        deepspeed.utils.logger.setLevel("INFO" if is_told(words) else "ERROR")
+        deepspeed.utils.logging.set_log_level_from_string("info" if is_told(words) else "error")
         _join(engine, deepspeed)
         device = SimpleNamespace(device_rank=engine.device.index or 0)
         with _scalars(deepspeed, net, stage):

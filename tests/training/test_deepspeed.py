@@ -42,8 +42,9 @@ def seen(tmp_path_factory):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert "Warning" not in done.stderr
     pair, alone = (json.loads((out / f"seen_{rank}.json").read_text()) for rank in (0, 1))
-    return {**pair, "alone": alone}
+    return {**pair, "alone": alone, "stdout": done.stdout}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,14 @@ def test_wgan_gp_agrees_and_so_do_parameters_without_a_gradient_scalars_and_seve
 
 
 def test_small_overlapping_buckets_change_weights_by_rounding_only(seen):
-    assert 0.0 <= seen["penalty in small buckets"] < ROUNDING
+    assert seen["penalty in small buckets"] < ROUNDING
+
+
+def test_deepspeed_writes_to_the_log_what_a_file_asks_for_and_nothing_else(seen):
+    """Of all cases one asks: for a line each fourth step of its six, of both networks."""
+    said = [line for line in seen["stdout"].splitlines() if "[INFO]" in line and " step=" in line]
+    assert sorted(line.partition(" step=")[2].split(",")[0] for line in said) == ["0", "0", "4", "4"]
+    assert seen["stdout"].count("Creating torch.float32 ZeRO stage") == 1
 
 
 def test_bf16_is_that_of_data_parallel_training_and_not_fp32(seen):
