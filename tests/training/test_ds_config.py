@@ -1,8 +1,10 @@
 """A user's DeepSpeed JSON: what is taken, each refusal with its reason, the batch triangle; DeepSpeed is not needed."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +137,12 @@ def test_a_file_has_no_effect_without_a_stage_which_it_may_name_itself(checked):
     assert "weights of D (stage 3)" in checked(zero(stage=3), "exec.gpus=2")
     assert "zero_optimization.stage=4 is not 0, 1, 2 or 3" in checked(zero(stage=4), "exec.gpus=2")
     assert checked(zero(stage=2), "exec.zero=2", "exec.gpus=2") == ""
+
+
+def test_the_file_in_the_documentation_passes(checked):
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    (block,) = re.findall(r"```json\n(.*?)```", page, flags=re.S)
+    assert checked(block, "exec.gpus=2") == ""
 
 
 def test_what_deepspeed_is_told_is_the_run_and_what_the_file_adds():
