@@ -164,10 +164,11 @@ def test_zero_3_is_refused_for_a_network_that_an_exact_penalty_differentiates_an
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("4", "4 is not a ZeRO stage from 0 to 3"),
-        ("two", "two is not a ZeRO stage"),
-        ("true", "not a ZeRO stage"),
-        ("{G:3,D:1}", "mind the spaces"),
+        ("4", "zero=4: input should be stage 0, 1, 2 or 3"),
+        ("two", "zero='two': input should be stage"),
+        ("true", "zero=True: input should be stage"),
+        ("{G:3,D:1}", "or one for each network, as in '{G: 3, D: 1}'"),
+        ("{G: 5, D: 1}", "input should be stage 0, 1, 2 or 3"),
         ("{G: 3, F: 1}", "names network 'F'; this family has G, D"),
     ],
 )
