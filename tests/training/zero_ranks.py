@@ -313,8 +313,8 @@ class Pair:
             for zero in ({"G": 1, "D": 1}, {"G": 2, "D": 2}, {"G": 3, "D": 2}):
                 sharded, _ = train(self.engine, case.under(zero, ALL_AWAY), 6)
                 self.say(f"penalty {microbatches} {zero}", difference(plain, sharded))
-        words = {"zero_optimization": {"sub_group_size": 100, "reduce_bucket_size": 64, "overlap_comm": True}}
-        words["steps_per_print"] = 4
+        buckets = {"sub_group_size": 100, "reduce_bucket_size": 64, "overlap_comm": True}
+        words = {"zero_optimization": buckets, "steps_per_print": 4}
         sharded, _ = train(self.engine, case.under({"G": 3, "D": 2}, words), 6)
         self.say("penalty in small buckets", difference(plain, sharded))
 
