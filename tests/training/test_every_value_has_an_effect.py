@@ -235,10 +235,9 @@ def test_every_way_of_executing_is_obeyed(runner, monkeypatch):
     batches, Watchdog = attempt.batches, attempt.Watchdog
     monkeypatch.setattr(attempt, "batches", lambda *a, **k: workers.append(k["workers"]) or batches(*a, **k))
     monkeypatch.setattr(attempt, "Watchdog", lambda *a, **k: patience.append(k["hang_sec"]) or Watchdog(*a, **k))
-    dense = runner(CIPS).train_here("total_kimg=0.32", "exec.sample_kimg=0.16", "exec.keep=3", "exec.workers=1")
+    often, short = ("exec.sample_kimg=0.16", "exec.keep=3", "exec.workers=1"), (*HALF[CIPS], "total_kimg=0.32")
     seldom = ("exec.status_kimg=0.3", "exec.checkpoint_kimg=0.3", "exec.milestone_kimg=0.09", "exec.hang_sec=600")
-    sparse = runner(CIPS).train_here("total_kimg=0.32", *seldom)
-    both = (dense, sparse)
+    both = dense, _ = [runner(CIPS).train_here(*short, *sets) for sets in (often, seldom)]
     assert (workers, patience) == ([1, 0], [900, 600])
     assert [len(jsonl.metrics(f / "metrics.jsonl")) for f in both] == [4, 2]
     assert [len(list(f.glob("samples/*.png"))) for f in both] == [3, 2]
