@@ -143,7 +143,8 @@ class Ranks:
             if self.engine.world == 4:
                 self.save(recipe, t, case)
             go_on(t, self.engine, case, LENGTH - 6)
-            self.compare(f"straight {recipe}", t.snapshot(self.engine, case.schedule.fingerprint, 0.0))
+            self.kept[f"in turn {recipe}"] = snapshot = t.snapshot(self.engine, case.schedule.fingerprint, 0.0)
+            self.compare(f"straight {recipe}", snapshot)
 
     def second_leg(self) -> None:
         for recipe in RECIPES:
@@ -177,10 +178,10 @@ class Ranks:
         self.compare("thirds", snapshot)
 
     def accumulation(self) -> None:
-        """All images in one microbatch; four were one after another."""
+        """All images in one microbatch; before, on one rank, four came in turn."""
         for recipe, whole in ((MSPIE, 12), (CIPS, 16)):
             snapshot, _ = train(self.engine, case_of(self.engine, recipe, f"exec.batch_gpu={whole}"), LENGTH)
-            self.compare(f"straight {recipe}", snapshot, "at once")
+            self.compare(f"in turn {recipe}", snapshot, "at once")
 
     def compare(self, name: str, snapshot: Snapshot | None, how: str = "") -> None:
         """With the first world that did the same."""

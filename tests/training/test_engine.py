@@ -113,7 +113,7 @@ def test_three_ranks_equal_one_within_rounding(seen):
 @pytest.mark.parametrize("recipe", [MSPIE, CIPS])
 def test_four_microbatches_equal_one_within_rounding_after_twenty_iterations(seen, recipe):
     """After one iteration: test_microbatches_change_gradients_by_rounding_only in test_resume.py."""
-    _, away, feedback = seen[0][f"straight {recipe}, at once"]
+    _, away, feedback = seen[0][f"in turn {recipe}, at once"]
     assert 0 < away < 1e-5
     assert feedback < 1e-6
 

@@ -17,6 +17,7 @@ from pipeline.tracking import jsonl
 from pipeline.training.engine import AUTOCAST, Engine
 from pipeline.training.engine_replicated import Replicated
 from tests.runs import CIPS, MSPIE, SMALL, assert_bitwise_equal, final_state
+from tests.training.zero_ranks import of_toy
 
 SIZE = (32, 32)
 FEW_PIXELS = {  # float16 is slow on a CPU
@@ -79,6 +80,28 @@ def test_path_length_keeps_float16_within_rounding(family):
     assert 0 < off(half_grad, grad) < 0.05
     assert off(half, exact) < off(brain, exact) < 0.05
     assert off(half_grad, grad) < off(brain_grad, grad) < 0.2
+
+
+@pytest.mark.parametrize("slope", [1.0, 1e-3])
+def test_wgan_gp_keeps_reduced_precision_within_rounding_however_flat_d_is(engine, slope):
+    """Of the toy that stands in for it, as no family here has this penalty: plain layers differentiated twice."""
+    torch.manual_seed(0)
+    toy = of_toy(engine, 1).build()
+    with torch.no_grad():
+        toy.nets["D"].get_submodule("fc").get_parameter("weight").mul_(slope)
+    step = Step(torch.rand(16, 3, 8, 8), (8, 8), Chance(0, "D", 0, tuple(range(16)), engine.device), frozenset(), {})
+    (exact, grad), *reduced = (gp_of(toy, step, precision) for precision in ("fp32", "bf16", "fp16"))
+    for value, value_grad in reduced:
+        assert 0 < off(value, exact) < 0.01
+        assert 0 < off(value_grad, grad) < 0.01
+
+
+def gp_of(toy, step: Step, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    with autocast(precision):
+        value = toy.phases[0].loss(toy.nets, step)["gp"]
+    params = list(toy.nets["D"].parameters())
+    grads = torch.autograd.grad(1024 * value.mean(), params, allow_unused=True, materialize_grads=True)
+    return value.detach(), torch.cat([g.flatten() for g in grads])
 
 
 @pytest.mark.parametrize("recipe", [MSPIE, CIPS])
