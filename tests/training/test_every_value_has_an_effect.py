@@ -102,8 +102,8 @@ def base(recipe: str, *sets: str) -> RunConfig:
 
 def trained(run: RunConfig) -> str:
     """Digest of all weights after the run."""
-    seldom = {f"{what}_kimg": 1e6 for what in ("status", "sample", "checkpoint")}
-    engine, exec_ = Engine(run.precision, 1), ExecConfig(batch_gpu=run.batch_size, **seldom)
+    exec_ = ExecConfig(batch_gpu=run.batch_size, status_kimg=1e6, sample_kimg=1e6, checkpoint_kimg=1e6)
+    engine = Engine(run.precision, 1)
     try:
         torch.manual_seed(run.seed)
         schedule = schedule_of(run, exec_, 0)

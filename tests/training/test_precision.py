@@ -11,6 +11,7 @@ import torch
 from pipeline.chance import Chance
 from pipeline.objectives.penalties import r1
 from pipeline.phases import AdamSpec, Step
+from pipeline.plan import ExecConfig, override_all
 from pipeline.recipes import find
 from pipeline.run import newest_checkpoint, train_folder
 from pipeline.tracking import jsonl
@@ -28,8 +29,8 @@ FEW_PIXELS = {  # float16 is slow on a CPU
 
 @pytest.fixture
 def family():
-    config = find(MSPIE).make().family.tiny()
-    return config.replace(G=config.G.replace(channel_max=16), D=config.D.replace(channel_max=16)).build(0)
+    narrow = ["family.G.channel_max=16", "family.D.channel_max=16"]
+    return override_all(find(MSPIE).make().tiny(), ExecConfig(), narrow)[0].family.build(0)
 
 
 def autocast(precision: str):
