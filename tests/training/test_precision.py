@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from pipeline.chance import Chance
+from pipeline.errors import WorkError
+from pipeline.families import logistic
 from pipeline.objectives.penalties import r1
 from pipeline.phases import AdamSpec, Step
 from pipeline.plan import ExecConfig, override_all
@@ -152,6 +154,21 @@ def test_an_overflow_moves_no_weight_halves_the_scale_and_is_no_worry_until_the_
     assert all(map(torch.equal, before, net.parameters()))
     assert one_step(net, update)
     assert not any(map(torch.equal, before, net.parameters()))
+
+
+def test_a_run_that_overflows_goes_on_and_one_whose_loss_is_not_a_number_ends_at_its_limit(runner, monkeypatch):
+    """A limit of one. D's loss is multiplied (a fake): by so much that scaled gradients overflow, then by NaN."""
+    real, sets = (
+        logistic.logistic_d,
+        (*FEW_PIXELS[CIPS], "total_kimg=0.08", "precision=fp16", "exec.not_finite_limit=1"),
+    )
+    monkeypatch.setattr(logistic, "logistic_d", lambda *logits: 1e5 * real(*logits))
+    folder = runner(CIPS).train_here(*sets)
+    scalers = json.loads((newest_checkpoint(folder) / "state.json").read_text())["scalers"]
+    assert scalers["D"]["scale"] <= 65536 / 4
+    monkeypatch.setattr(logistic, "logistic_d", lambda *logits: float("nan") * real(*logits))
+    with pytest.raises(WorkError, match="not finite in 1 iterations up to image 16;"):
+        runner(CIPS).train_here(*sets)
 
 
 def test_a_scaler_comes_back_from_a_checkpoint_and_goes_on_alike(engine):
