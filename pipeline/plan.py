@@ -55,7 +55,7 @@ class RunConfig(Config):
     batch_size: int = Field(ge=1)  # images of one iteration over all ranks
     total_kimg: float = Field(gt=0)  # thousands of real images that D sees
     seed: int = Field(default=0, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of autocast; weights, optimizer, fp16's penalties stay fp32
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of forward passes; weights, Adam and fp16's R1 stay fp32
 
     @model_validator(mode="after")
     def _stored_size_covers_training(self) -> "RunConfig":

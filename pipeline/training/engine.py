@@ -23,7 +23,6 @@ from pipeline.errors import UserError, WorkError
 from pipeline.training.watchdog import Progress
 
 R = TypeVar("R")
-MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # our words and accelerate's
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,7 +42,7 @@ class Update(Protocol):
         ...
 
     def step(self) -> Tensor:
-        """Sum over microbatches and ranks, step Adam; a sum that is not finite moves nothing.
+        """Sum over microbatches and ranks, step Adam; a sum that is not finite counts as zero, in fp16 as no step.
 
         Returns a bool scalar on the device, equal on all ranks: False when the run should worry about it.
         """
@@ -76,17 +75,15 @@ class Engine:
     def __init__(self, precision: str, world: int, timeout_sec: int | None = None):
         """`timeout_sec`: how long a collective may take before torch gives up; torch's default if None."""
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if launched not in ("no", MIXED[precision]):
+        if launched not in ("no", precision):
             raise UserError(
                 f"accelerate launch --mixed_precision {launched} contradicts precision={precision!r} of the run; "
-                f"drop the flag, or --set precision={launched}"
+                "drop the flag" + (f", or --set precision={launched}" if launched in AUTOCAST else "")
             )
-        # precision and loss scaling are ours; accelerate's would need its own wrappers around the networks
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
         self.precision, self.progress = precision, Progress()
         timeout = timedelta(seconds=timeout_sec) if timeout_sec else None
         self.accelerator = Accelerator(
-            mixed_precision="no",
+            mixed_precision="no",  # precision and loss scaling are ours; accelerate's wrap the networks
             cpu=not torch.cuda.is_available(),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)] if timeout else [],
         )
@@ -222,4 +219,3 @@ class Engine:
             if dist.is_initialized():  # DeepSpeed makes a group of one rank, too
                 dist.destroy_process_group()
             AcceleratorState._reset_state(reset_partial_state=True)
-        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)

@@ -1,22 +1,25 @@
 """No configured value is ignored: change any one, and what is trained (or how it is executed) changes.
 
-The tables below name another value for every leaf of RunConfig and ExecConfig; a field without a row fails.
-Seven iterations of a few thousand parameters on random images, in this process.
+The tables below name another value for every leaf of RunConfig, and a test for every field of ExecConfig; a field
+without a row fails. Seven iterations of a few thousand parameters on small random images, in this process.
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.attempt import schedule_of
 from pipeline.config import Config
 from pipeline.data.order import image_at, mirrored
 from pipeline.plan import ExecConfig, RunConfig, override_all, run_name
 from pipeline.recipes import find
 from pipeline.spec import Batch
 from pipeline.training.engine import Engine
-from pipeline.training.loop import Outlets, Schedule, Training, train
+from pipeline.training.health import Health
+from pipeline.training.loop import Outlets, Training, train
 from tests.runs import CIPS, MSPIE, SMALL
 
 SHARED = {
@@ -30,6 +33,7 @@ SHARED = {
     "family.D.channel_multiplier": 1,
     "family.D.channel_max": 12,
     "family.D.mbstd_group": 2,
+    "family.D.fp16_blocks": 1,
     "family.G.z_dim": 16,
     "family.G.w_dim": 16,
     "family.G.mapping_layers": 3,
@@ -48,6 +52,7 @@ OTHER = {
         "family.G.convention": "paper",
         "family.G.channel_multiplier": 1,
         "family.G.channel_max": 12,
+        "family.G.fp16_blocks": 1,
         "family.D.pool": 4,
         "family.scales": "[0, 2, 3]",
         "family.scale_probs": "[0, 0, 1]",
@@ -56,13 +61,17 @@ OTHER = {
         "family.pl_weight": 0,
         "family.pl_decay": 1,
         "family.pl_batch_shrink": 1,
-        "data.size_px": 72,
+        "data.size_px": 40,
     },
-    CIPS: {**SHARED, "family.G.width": 12, "family.G.noise": "false", "family.D.pool": 2, "data.size_px": 40},
+    CIPS: {**SHARED, "family.G.width": 12, "family.G.noise": "false", "family.D.pool": 2, "data.size_px": 24},
+}
+FEW_PIXELS = {
+    MSPIE: ["family.G.num_upblocks=2", "family.D.resolution_px=16", "data.size_px=32"],
+    CIPS: ["family.G.size_px=16", "family.D.resolution_px=16", "data.size_px=16"],
 }
 HALF = {
-    MSPIE: ["family.G.num_upblocks=2", "family.D.resolution_px=16"],
-    CIPS: ["family.G.size_px=16", "family.D.resolution_px=16"],
+    MSPIE: ["family.G.num_upblocks=1", "family.D.resolution_px=8"],
+    CIPS: ["family.G.size_px=8", "family.D.resolution_px=8"],
 }
 BLOCKS = {
     "data.shuffle_block": ["data.shuffle_block=3", "data.shuffle_window=4"],
@@ -88,20 +97,32 @@ def base(recipe: str, *sets: str) -> RunConfig:
     run = find(recipe).make().tiny()
     if recipe == MSPIE:  # the multiplier tells only above 32 px; let the tables' narrow nets feel it
         sets = ("family.G.channel_max=8", "family.D.channel_max=8", *sets)
-    return override_all(run, ExecConfig(), [*SMALL[recipe], "total_kimg=0.084", *sets])[0]
+    return override_all(run, ExecConfig(), [*SMALL[recipe], *FEW_PIXELS[recipe], "total_kimg=0.084", *sets])[0]
 
 
 def trained(run: RunConfig) -> str:
     """Digest of all weights after the run."""
+    exec_ = ExecConfig(batch_gpu=run.batch_size, status_kimg=1e6, sample_kimg=1e6, checkpoint_kimg=1e6)
     engine = Engine(run.precision, 1)
     try:
         torch.manual_seed(run.seed)
-        training = Training(run.family.build(run.seed), engine)
-        schedule = _schedule(run)
-        train(training, _images(run), engine, schedule, should_stop=lambda: False, outlets=_silent())
-        digest = hashlib.sha256()
-        for net in training.saved_nets().values():
-            for value in net.state_dict().values():
+        schedule = schedule_of(run, exec_, 0)
+        training = Training(run.family.build(run.seed), engine, schedule)
+        outcome = train(
+            training,
+            _images(run),
+            engine,
+            schedule,
+            should_stop=lambda: False,
+            health=Health(1, engine.device),
+            saver=None,
+            outlets=Outlets(lambda *a: None, lambda *a, **k: None),
+        )
+        assert outcome == "done"
+        digest, snapshot = hashlib.sha256(), training.snapshot(engine, schedule.fingerprint, 0.0)
+        assert snapshot is not None
+        for net in snapshot.nets.values():
+            for value in net.values():
                 digest.update(str(tuple(value.shape)).encode() + value.float().numpy().tobytes())
         return digest.hexdigest()
     finally:
@@ -125,28 +146,6 @@ def _images(run: RunConfig):
 
 def _noise(seed: int, s: int) -> torch.Tensor:
     return torch.randint(0, 256, (3, s, s), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-
-
-def _schedule(run: RunConfig, folder=None) -> Schedule:
-    import tempfile
-    from pathlib import Path
-
-    return Schedule(
-        seed=run.seed,
-        batch_size=run.batch_size,
-        total_kimg=run.total_kimg,
-        status_kimg=1e6,
-        sample_kimg=1e6,
-        checkpoint_kimg=1e6,
-        keep=2,
-        slices=ExecConfig(batch_gpu=run.batch_size).slices(run, 0),
-        checkpoints=Path(folder or tempfile.mkdtemp()),
-        fingerprint="x",
-    )
-
-
-def _silent() -> Outlets:
-    return Outlets(lambda *a: None, lambda *a: None, lambda *a, **k: None)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +181,11 @@ def shapes(run: RunConfig) -> list[tuple[int, ...]]:
         return [tuple(p.shape) for net in run.family.build(0).nets.values() for p in net.parameters()]
 
 
+def test_each_precision_has_its_own_result(unchanged):
+    """Beside its row above."""
+    assert len({unchanged[CIPS], *(trained(base(CIPS, f"precision={p}")) for p in ("bf16", "fp16"))}) == 3
+
+
 def test_the_comparison_itself_is_sharp(unchanged):
     """The same configuration twice gives the same digest: a difference above is the field's doing."""
     assert trained(base(CIPS)) == unchanged[CIPS]
@@ -193,49 +197,72 @@ def test_names_and_data_sets_tell_runs_apart():
     assert len(names) == 3
 
 
+EXEC = {  # field of ExecConfig -> the test that would fail if the field were ignored
+    "nodes": "training/test_every_value_has_an_effect.py::test_ranks_and_microbatches_cut_the_batch_as_told",
+    "gpus": "training/test_every_value_has_an_effect.py::test_ranks_and_microbatches_cut_the_batch_as_told",
+    "batch_gpu": "training/test_every_value_has_an_effect.py::test_ranks_and_microbatches_cut_the_batch_as_told",
+    "reader": "data/test_feed.py",
+    "workers": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "status_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "sample_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "checkpoint_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "keep": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "milestone_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "track": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "hang_sec": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "zero": "training/test_every_value_has_an_effect.py::test_stages_and_words_to_deepspeed_reach_the_update",
+    "ds_config": "training/test_every_value_has_an_effect.py::test_stages_and_words_to_deepspeed_reach_the_update",
+    "not_finite_limit": "training/test_attempt.py::test_too_many_in_a_row_end_the_run_and_name_phase_and_images",
+    "on_not_finite": "training/test_attempt.py::"
+    "test_on_request_the_run_goes_back_to_a_healthy_checkpoint_and_on_with_other_draws",
+}
+
+
+def test_every_field_of_execution_has_a_test():
+    assert set(EXEC) == set(ExecConfig.model_fields)
+    for field, link in EXEC.items():
+        path, _, name = link.partition("::")
+        text = (Path(__file__).parents[1] / path).read_text()
+        assert f"def {name}(" in text if name else f"{field}=" in text, link
+
+
 def test_every_way_of_executing_is_obeyed(runner, monkeypatch):
-    """ExecConfig field by field on real runs: lines, grids, checkpoints, pruning, threads, mirror."""
+    """ExecConfig field by field on real runs: lines, grids, checkpoints, pruning, milestones, threads, mirror."""
+    from pipeline import attempt
     from pipeline.tracking import jsonl
 
-    started = []
-    monkeypatch.setattr("pipeline.run.batches", lambda *a, **k: started.append(k["workers"]) or _real_batches(*a, **k))
-    dense = runner(CIPS).train_here("total_kimg=0.32", "exec.sample_kimg=0.16", "exec.keep=3", "exec.workers=1")
-    sparse = runner(CIPS).train_here("total_kimg=0.32", "exec.status_kimg=0.3", "exec.checkpoint_kimg=0.3")
-    assert started == [1, 0]
-    assert (len(jsonl.metrics(dense / "metrics.jsonl")), len(jsonl.metrics(sparse / "metrics.jsonl"))) == (
-        4,
-        2,
-    )
-    assert [len(list(f.glob("samples/*.png"))) for f in (dense, sparse)] == [3, 2]
-    assert [len(list(f.glob("checkpoints/*"))) for f in (dense, sparse)] == [3, 2]
-    saved = [[e["nimg"] for e in jsonl.read(f / "events.jsonl") if e["event"] == "checkpoint"] for f in (dense, sparse)]
-    assert saved == [[64, 128, 192, 240, 304, 320], [304, 320]]
+    workers, patience = [], []
+    batches, Watchdog = attempt.batches, attempt.Watchdog
+    monkeypatch.setattr(attempt, "batches", lambda *a, **k: workers.append(k["workers"]) or batches(*a, **k))
+    monkeypatch.setattr(attempt, "Watchdog", lambda *a, **k: patience.append(k["hang_sec"]) or Watchdog(*a, **k))
+    often, short = ("exec.sample_kimg=0.16", "exec.keep=3", "exec.workers=1"), (*HALF[CIPS], "total_kimg=0.32")
+    seldom = ("exec.status_kimg=0.3", "exec.checkpoint_kimg=0.3", "exec.milestone_kimg=0.09", "exec.hang_sec=600")
+    both = dense, _ = [runner(CIPS).train_here(*short, *sets) for sets in (often, seldom)]
+    assert (workers, patience) == ([1, 0], [900, 600])
+    assert [len(jsonl.metrics(f / "metrics.jsonl")) for f in both] == [4, 2]
+    assert [len(list(f.glob("samples/*.png"))) for f in both] == [3, 2]
+    kept = [sorted(int(p.name) for p in f.glob("checkpoints/[0-9]*")) for f in both]
+    assert kept == [[240, 304, 320], [96, 192, 272, 304, 320]]
+    saved = [[e["nimg"] for e in jsonl.read(f / "events.jsonl") if e["event"] == "checkpoint"] for f in both]
+    assert saved == [[64, 128, 192, 240, 304, 320], [96, 192, 272, 304, 320]]
     assert not (dense / "mlflow.json").exists()  # exec.track=false in every test run; the mirror has tests of its own
 
 
-def _real_batches(*args, **kwargs):
-    from pipeline.data.feed import batches
+def test_stages_and_words_to_deepspeed_reach_the_update(monkeypatch):
+    """A fake Sharded: starting DeepSpeed takes seconds, and what it makes of its words is tested with it."""
+    from pipeline.training import engine_deepspeed
+    from pipeline.training.engine_replicated import Replicated
 
-    return batches(*args, **kwargs)
+    words, sharded = {"zero_optimization": {"reduce_bucket_size": 64}}, []
+    monkeypatch.setattr(engine_deepspeed, "Sharded", lambda *a: sharded.append(a[3:5]) or Replicated(*a[:3]))
+    run, exec_, engine = base(CIPS), ExecConfig(zero={"G": 3, "D": 0}, ds_config=words), Engine("fp32", 1)
+    Training(run.family.build(run.seed), engine, schedule_of(run, exec_, 0))
+    engine.close(failed=False)
+    assert sharded == [(3, words)]
 
 
 def test_ranks_and_microbatches_cut_the_batch_as_told():
     run = base(MSPIE, "batch_size=24")
-    exec_ = ExecConfig(nodes=2, gpus=2, batch_gpu=3)
-    cut = [exec_.slices(run, rank) for rank in range(4)]
+    cut = [ExecConfig(nodes=2, gpus=2, batch_gpu=3).slices(run, rank) for rank in range(4)]
     assert cut[1] == (range(6, 9), range(9, 12))
     assert [i for rank in cut for part in rank for i in part] == list(range(24))
-    assert {f for f in ExecConfig.model_fields} == {
-        *(
-            "nodes",
-            "gpus",
-            "batch_gpu",
-            "reader",  # tests/data/test_feed.py
-            "workers",
-            "status_kimg",
-            "sample_kimg",
-            "checkpoint_kimg",
-            "keep",
-            "track",
-        )
-    }

@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from pipeline.chance import Chance
+from pipeline.errors import WorkError
+from pipeline.families import logistic
 from pipeline.objectives.penalties import r1
 from pipeline.phases import AdamSpec, Step
+from pipeline.plan import ExecConfig, override_all
 from pipeline.recipes import find
 from pipeline.run import newest_checkpoint, train_folder
 from pipeline.tracking import jsonl
 from pipeline.training.engine import AUTOCAST, Engine
 from pipeline.training.engine_replicated import Replicated
 from tests.runs import CIPS, MSPIE, SMALL, assert_bitwise_equal, final_state
+from tests.training.zero_ranks import of_toy
 
 SIZE = (32, 32)
 FEW_PIXELS = {  # float16 is slow on a CPU
@@ -27,8 +31,8 @@ FEW_PIXELS = {  # float16 is slow on a CPU
 
 @pytest.fixture
 def family():
-    config = find(MSPIE).make().family.tiny()
-    return config.replace(G=config.G.replace(channel_max=16), D=config.D.replace(channel_max=16)).build(0)
+    narrow = ["family.G.channel_max=16", "family.D.channel_max=16"]
+    return override_all(find(MSPIE).make().tiny(), ExecConfig(), narrow)[0].family.build(0)
 
 
 def autocast(precision: str):
@@ -81,6 +85,28 @@ def test_path_length_keeps_float16_within_rounding(family):
     assert off(half_grad, grad) < off(brain_grad, grad) < 0.2
 
 
+@pytest.mark.parametrize("slope", [1.0, 1e-3])
+def test_wgan_gp_keeps_reduced_precision_within_rounding_however_flat_d_is(engine, slope):
+    """Of the toy that stands in for it, as no family here has this penalty: plain layers differentiated twice."""
+    torch.manual_seed(0)
+    toy = of_toy(engine, 1).build()
+    with torch.no_grad():
+        toy.nets["D"].get_submodule("fc").get_parameter("weight").mul_(slope)
+    step = Step(torch.rand(16, 3, 8, 8), (8, 8), Chance(0, "D", 0, tuple(range(16)), engine.device), frozenset(), {})
+    (exact, grad), *reduced = (gp_of(toy, step, precision) for precision in ("fp32", "bf16", "fp16"))
+    for value, value_grad in reduced:
+        assert 0 < off(value, exact) < 0.01
+        assert 0 < off(value_grad, grad) < 0.01
+
+
+def gp_of(toy, step: Step, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    with autocast(precision):
+        value = toy.phases[0].loss(toy.nets, step)["gp"]
+    params = list(toy.nets["D"].parameters())
+    grads = torch.autograd.grad(1024 * value.mean(), params, allow_unused=True, materialize_grads=True)
+    return value.detach(), torch.cat([g.flatten() for g in grads])
+
+
 @pytest.mark.parametrize("recipe", [MSPIE, CIPS])
 def test_an_fp16_run_stopped_and_resumed_is_bitwise_equal_to_one_that_was_not(runner, recipe):
     """Ten iterations, a checkpoint, ten more: scalers too, whose count of good iterations goes on."""
@@ -128,6 +154,21 @@ def test_an_overflow_moves_no_weight_halves_the_scale_and_is_no_worry_until_the_
     assert all(map(torch.equal, before, net.parameters()))
     assert one_step(net, update)
     assert not any(map(torch.equal, before, net.parameters()))
+
+
+def test_a_run_that_overflows_goes_on_and_one_whose_loss_is_not_a_number_ends_at_its_limit(runner, monkeypatch):
+    """A limit of one. D's loss is multiplied (a fake): by so much that scaled gradients overflow, then by NaN."""
+    real, sets = (
+        logistic.logistic_d,
+        (*FEW_PIXELS[CIPS], "total_kimg=0.08", "precision=fp16", "exec.not_finite_limit=1"),
+    )
+    monkeypatch.setattr(logistic, "logistic_d", lambda *logits: 1e5 * real(*logits))
+    folder = runner(CIPS).train_here(*sets)
+    scalers = json.loads((newest_checkpoint(folder) / "state.json").read_text())["scalers"]
+    assert scalers["D"]["scale"] <= 65536 / 4
+    monkeypatch.setattr(logistic, "logistic_d", lambda *logits: float("nan") * real(*logits))
+    with pytest.raises(WorkError, match="not finite in 1 iterations up to image 16;"):
+        runner(CIPS).train_here(*sets)
 
 
 def test_a_scaler_comes_back_from_a_checkpoint_and_goes_on_alike(engine):
