@@ -104,7 +104,8 @@ def _slurm(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str, code
             *cluster.srun_args,
         ],
     }
-    python = shlex.join(["bash", "-c", _start_and_linger(cluster.python or shlex.quote(sys.executable)), name])
+    start = _start_and_linger if nodes * tasks > 1 else _start
+    python = shlex.join(["bash", "-c", start(cluster.python or shlex.quote(sys.executable)), name])
     executor = Executor(place, max_num_timeout=cluster.max_num_timeout, python=python)
     executor.update_parameters(**parameters)
     return executor

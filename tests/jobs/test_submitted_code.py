@@ -85,24 +85,25 @@ def test_whatever_setup_and_env_do_to_the_path_stays_behind(executor, setup, env
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "slept"),
+    ("end", "gpus", "code", "slept"),
     [
-        ("exit 0", 0, ""),
-        ("exit 2", 2, ""),
-        (f"exit {EXIT}", EXIT, ""),
-        (f"exit {NOT_QUEUED}", NOT_QUEUED, ""),
-        ("exit 143", 143, ""),
-        ("exit 1", 1, "10"),
-        ("kill -KILL $$", 137, "30"),
+        ("exit 0", 2, 0, ""),
+        ("exit 2", 2, 2, ""),
+        (f"exit {EXIT}", 2, EXIT, ""),
+        (f"exit {NOT_QUEUED}", 2, NOT_QUEUED, ""),
+        ("exit 143", 2, 143, ""),
+        ("exit 1", 2, 1, "10"),
+        ("kill -KILL $$", 2, 137, "30"),
+        ("kill -KILL $$", 1, 137, ""),  # nobody else is there
     ],
 )
-def test_a_rank_that_failed_by_itself_stays_until_others_could_name_it(end, code, slept, tmp_path):
+def test_a_rank_that_failed_by_itself_stays_until_others_could_name_it(end, gpus, code, slept, tmp_path):
     """srun would end them at once. The real lines in a real shell; `sleep` only says for how long."""
     for name, text in {"rank": end, "sleep": "echo $1", "srun": SRUN}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     site = Cluster(executor="slurm", timeout_min=5, python=str(tmp_path / "rank"))
-    made = executor_for(tmp_path / "x", site, 1, 1, "x", code=tmp_path / "code")
+    made = executor_for(tmp_path / "x", site, 1, gpus, "x", code=tmp_path / "code")
     script = made._make_submission_file_text(made._submitit_command_str, uid="")
     around = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], env=around, capture_output=True, text=True, timeout=60)
