@@ -25,7 +25,7 @@ docs/demo.png: setup
 	mkdir -p docs && cp demo/mspie.png $@
 
 test: setup
-	$(BIN)/python -m pytest -m "not slurm and not gpu"
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slurm and not gpu"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 MSPIE, CIPS = "mspie.table5_f", "cips.table3_main"
-SMALL = {  # a few thousand parameters, so that forty iterations take seconds
+SMALL = {  # a few thousand parameters, so that twenty iterations take seconds
     MSPIE: ["family.G.channel_max=8", "family.D.channel_max=8", "batch_size=12"],
     CIPS: ["family.G.width=8", "family.D.channel_max=8", "batch_size=16"],
 }
-SETTINGS = ["total_kimg=0.48", "exec.status_kimg=0.1", "exec.sample_kimg=100", "exec.checkpoint_kimg=0.06"]
+FEW_PIXELS = {  # for what needs neither sizes nor photographs
+    MSPIE: ["family.G.num_upblocks=1", "family.D.resolution_px=8"],
+    CIPS: ["family.G.size_px=8", "family.D.resolution_px=8"],
+}
+SETTINGS = ["total_kimg=0.24", "exec.status_kimg=0.05", "exec.sample_kimg=100", "exec.checkpoint_kimg=0.06"]
 SETTINGS += ["exec.track=false", "exec.workers=0"]
 SIZE_PX = {MSPIE: 64, CIPS: 32}
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

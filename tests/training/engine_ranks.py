@@ -19,12 +19,9 @@ from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Snapshot
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Training
-from tests.training.zero_ranks import CIPS, MSPIE, Case, go_on, of_recipe, of_toy, start, train, unlike
+from tests.runs import CIPS, MSPIE
+from tests.training.zero_ranks import Case, go_on, of_small_recipe, of_toy, start, train, unlike
 
-FEW_PIXELS = {
-    MSPIE: ["family.G.num_upblocks=1", "family.D.resolution_px=8"],
-    CIPS: ["family.G.size_px=8", "family.D.resolution_px=8"],
-}
 RECIPES = (MSPIE, CIPS)
 LENGTH = 20  # iterations: every lazy term is due more than once
 
@@ -34,10 +31,6 @@ class OddError(Exception):
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
-
-
-def case_of(engine: Engine, recipe: str, *sets: str) -> Case:
-    return of_recipe(engine, recipe, *FEW_PIXELS[recipe], *sets)
 
 
 def told(work: Callable[[], Any]) -> list[str]:
@@ -126,7 +119,7 @@ class Ranks:
 
     def same_start(self) -> None:
         """Each rank draws other weights; rank 0's count."""
-        case = case_of(self.engine, CIPS)
+        case = of_small_recipe(self.engine, CIPS)
         torch.manual_seed(self.place)
         family = case.build()
         drawn = [float(p.detach().sum()) for p in family.nets["D"].parameters()]
@@ -137,7 +130,7 @@ class Ranks:
     def straight(self) -> None:
         """20 iterations with the default microbatches; a checkpoint of four ranks on the way."""
         for recipe in RECIPES:
-            case = case_of(self.engine, recipe)
+            case = of_small_recipe(self.engine, recipe)
             t = start(self.engine, case)
             go_on(t, self.engine, case, 6)
             if self.engine.world == 4:
@@ -156,7 +149,7 @@ class Ranks:
 
     def leg(self, recipe: str, begun: int, iterations: int) -> Snapshot | None:
         """From the checkpoint of the leg before; leaves one."""
-        case = case_of(self.engine, recipe)
+        case = of_small_recipe(self.engine, recipe)
         t = self.resumed(recipe, begun, case)
         go_on(t, self.engine, case, iterations)
         return self.save(recipe, t, case)
@@ -174,13 +167,13 @@ class Ranks:
 
     def thirds(self) -> None:
         """Three ranks add as the library does."""
-        snapshot, _ = train(self.engine, case_of(self.engine, CIPS, "batch_size=24"), LENGTH // 2)
+        snapshot, _ = train(self.engine, of_small_recipe(self.engine, CIPS, "batch_size=24"), LENGTH // 2)
         self.compare("thirds", snapshot)
 
     def accumulation(self) -> None:
         """All images in one microbatch; before, on one rank, four came in turn."""
         for recipe, whole in ((MSPIE, 12), (CIPS, 16)):
-            snapshot, _ = train(self.engine, case_of(self.engine, recipe, f"exec.batch_gpu={whole}"), LENGTH)
+            snapshot, _ = train(self.engine, of_small_recipe(self.engine, recipe, f"exec.batch_gpu={whole}"), LENGTH)
             self.compare(f"in turn {recipe}", snapshot, "at once")
 
     def compare(self, name: str, snapshot: Snapshot | None, how: str = "") -> None:
@@ -197,7 +190,7 @@ class Ranks:
         """In fp16 losses are so large that scales shrink all the way; a checkpoint half-way keeps those found."""
         for precision, factor in (("bf16", 1.0), ("fp16", 1e4)):
             self.engine.precision = precision
-            case, loud = case_of(self.engine, CIPS), dict(spoil=lambda phase, i, factor=factor: factor)
+            case, loud = of_small_recipe(self.engine, CIPS), dict(spoil=lambda phase, i, factor=factor: factor)
             t = start(self.engine, case)
             go_on(t, self.engine, case, 5, **loud)
             half = self.save(precision, t, case)

@@ -239,7 +239,7 @@ def test_every_way_of_executing_is_obeyed(runner, monkeypatch):
     seldom = ("exec.status_kimg=0.3", "exec.checkpoint_kimg=0.3", "exec.milestone_kimg=0.09", "exec.hang_sec=600")
     both = dense, _ = [runner(CIPS).train_here(*short, *sets) for sets in (often, seldom)]
     assert (workers, patience) == ([1, 0], [900, 600])
-    assert [len(jsonl.metrics(f / "metrics.jsonl")) for f in both] == [4, 2]
+    assert [len(jsonl.metrics(f / "metrics.jsonl")) for f in both] == [7, 2]
     assert [len(list(f.glob("samples/*.png"))) for f in both] == [3, 2]
     kept = [sorted(int(p.name) for p in f.glob("checkpoints/[0-9]*")) for f in both]
     assert kept == [[240, 304, 320], [96, 192, 272, 304, 320]]

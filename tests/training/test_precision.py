@@ -19,14 +19,10 @@ from pipeline.run import newest_checkpoint, train_folder
 from pipeline.tracking import jsonl
 from pipeline.training.engine import AUTOCAST, Engine
 from pipeline.training.engine_replicated import Replicated
-from tests.runs import CIPS, MSPIE, SMALL, assert_bitwise_equal, final_state
+from tests.runs import CIPS, FEW_PIXELS, MSPIE, SMALL, assert_bitwise_equal, final_state
 from tests.training.zero_ranks import of_toy
 
 SIZE = (32, 32)
-FEW_PIXELS = {  # float16 is slow on a CPU
-    MSPIE: ["family.G.num_upblocks=1", "family.D.resolution_px=8"],
-    CIPS: ["family.G.size_px=8", "family.D.resolution_px=8"],
-}
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from tests.runs import CIPS, MSPIE, assert_bitwise_equal, final_state
 
 
 def kill_at_random(runner, *sets: str, ranks: int = 1) -> int:
-    """SIGKILL every process at a random moment of the run's 480 images, 60 from checkpoint to checkpoint.
+    """SIGKILL every process at a random moment of the run's 240 images, 60 from checkpoint to checkpoint.
 
     Returns the nimg that a resume must start from.
     """
-    moment, process = random.Random().uniform(0, 300), runner.start(*sets, ranks=ranks)
+    moment, process = random.Random().uniform(0, 120), runner.start(*sets, ranks=ranks)
     deadline = time.monotonic() + 120
     while not list(runner.runs.glob("*/events.jsonl")) or saved_nimg(runner) < moment - 60:
         assert process.poll() is None, f"training ended early with {process.returncode}"
@@ -61,14 +61,6 @@ def test_four_ranks_killed_and_resumed_are_bitwise_equal_to_four_undisturbed(run
     undisturbed, killed = runner(CIPS).train(ranks=4), runner(CIPS)
     kill_at_random(killed, ranks=4)
     assert_bitwise_equal(final_state(undisturbed), final_state(killed.train(ranks=4)))
-
-
-@pytest.mark.parametrize(("recipe", "batch"), [(MSPIE, 12), (CIPS, 16)])
-def test_two_ranks_equal_one_rank_after_twenty_iterations(runner, recipe, batch):
-    """Two real ranks over gloo against one: bit for bit, as sums are taken in the same order."""
-    total = f"total_kimg={20 * batch / 1000}"
-    two = final_state(runner(recipe).train(total, ranks=2))
-    assert_bitwise_equal(final_state(runner(recipe).train_here(total)), two)
 
 
 @pytest.mark.parametrize(("recipe", "batch", "cuts"), [(MSPIE, 12, (12, 6, 3)), (CIPS, 16, (16, 8, 4))])

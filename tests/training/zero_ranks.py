@@ -36,12 +36,8 @@ from pipeline.training.ema import update_ema
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Schedule, Training
 from pipeline.training.runner import run_phase, to_device
+from tests.runs import CIPS, FEW_PIXELS, MSPIE, SMALL
 
-MSPIE, CIPS = "mspie.table5_f", "cips.table3_main"
-SMALL = {
-    MSPIE: ["family.G.channel_max=8", "family.D.channel_max=8", "batch_size=12"],
-    CIPS: ["family.G.width=8", "family.D.channel_max=8", "batch_size=16"],
-}
 WHOLE = {MSPIE: 6, CIPS: 8}  # exec.batch_gpu: each of two ranks in one microbatch
 ALL_AWAY = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}  # ZeRO-3 keeps no weight whole
 
@@ -64,6 +60,11 @@ def of_recipe(engine: Engine, recipe: str, *sets: str) -> Case:
     words = [*SMALL[recipe], f"exec.gpus={engine.world}", *sets]
     run, exec_ = override_all(find(recipe).make().tiny(), ExecConfig(), words)
     return Case(lambda: run.family.build(run.seed), schedule_of(run, exec_, engine.rank), run.seed, run.data.size_px)
+
+
+def of_small_recipe(engine: Engine, recipe: str, *sets: str) -> Case:
+    """The same on images so small that an iteration takes milliseconds."""
+    return of_recipe(engine, recipe, *FEW_PIXELS[recipe], *sets)
 
 
 class ToyG(nn.Module):
@@ -280,7 +281,7 @@ class Pair:
     def parity(self) -> None:
         """20 iterations of both methods, with R1, path length and every size."""
         for recipe in (MSPIE, CIPS):
-            case = of_recipe(self.engine, recipe, f"exec.batch_gpu={WHOLE[recipe]}")
+            case = of_small_recipe(self.engine, recipe, f"exec.batch_gpu={WHOLE[recipe]}")
             self.halves[recipe], self.straight[recipe] = self.in_halves(case)
             for zero, words in _stages(recipe):
                 name = f"{recipe} {zero}"
@@ -299,7 +300,7 @@ class Pair:
         """Four microbatches a rank, under the highest stages; for the others see `penalty`."""
         for recipe in (MSPIE, CIPS):
             size, micro = {MSPIE: (24, 3), CIPS: (32, 4)}[recipe]
-            case = of_recipe(self.engine, recipe, f"batch_size={size}", f"exec.batch_gpu={micro}")
+            case = of_small_recipe(self.engine, recipe, f"batch_size={size}", f"exec.batch_gpu={micro}")
             plain, _ = train(self.engine, case, 2)
             zero, words = _stages(recipe)[-1]
             sharded, _ = train(self.engine, case.under(zero, words), 2)
@@ -320,7 +321,7 @@ class Pair:
 
     def precisions(self) -> None:
         try:
-            case = of_recipe(self.engine, CIPS, f"exec.batch_gpu={WHOLE[CIPS]}")
+            case = of_small_recipe(self.engine, CIPS, f"exec.batch_gpu={WHOLE[CIPS]}")
             self.engine.precision = "bf16"
             plain, _ = train(self.engine, case, 10)
             sharded, _ = train(self.engine, case.under({"G": 2, "D": 2}), 10)
@@ -358,7 +359,7 @@ class Pair:
         for recipe in (MSPIE, CIPS):
             zero, words = _stages(recipe)[-1]
             name = f"{recipe} {zero}"
-            case = of_recipe(self.engine, recipe, f"exec.batch_gpu={WHOLE[recipe]}").under(zero, words)
+            case = of_small_recipe(self.engine, recipe, f"exec.batch_gpu={WHOLE[recipe]}").under(zero, words)
             again = self.over_disk(f"resume {recipe}", self.halves[name], case, 10)
             self.say(f"resume {name}", unlike(self.straight[name], again))
 
@@ -378,7 +379,7 @@ class Pair:
     # One run over four engines and two numbers of ranks, with a checkpoint between each.
 
     def leg(self) -> Case:
-        return of_recipe(self.engine, CIPS, f"exec.batch_gpu={WHOLE[CIPS]}")
+        return of_small_recipe(self.engine, CIPS, f"exec.batch_gpu={WHOLE[CIPS]}")
 
     def first_leg(self) -> None:
         self.engine = Engine("fp32", 1)
