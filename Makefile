@@ -4,6 +4,8 @@ VENV ?= .venv
 VENV_FFCV ?= .venv-ffcv
 BIN := $(VENV)/bin
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge iproute2
+LAB := $(or $(TMPDIR),/tmp)/graticule-lab
+IN_LAB = slurm/lab.sh run $(abspath $(BIN))/python -m pytest -m slurm
 FFCV_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++
 
 .PHONY: setup demo test lint test-slurm test-ffcv test-gpu clean
@@ -33,12 +35,14 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# A real Slurm on this machine; as root it also installs the distribution's packages where they are missing.
+# A real Slurm on this machine, two beside each other as most tests wait; as root it also installs the distribution's packages where they are missing.
 test-slurm: setup
 	command -v slurmctld >/dev/null || if test "$$(id -u)" = 0; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); \
 	else echo "install these packages first: $(SLURM_PACKAGES)"; exit 1; fi
-	slurm/lab.sh run $(abspath $(BIN))/python -m pytest -m slurm tests/slurm
+	SLURM_LAB_DIR=$(LAB)-2 SLURM_LAB_PORT=26900 $(IN_LAB) tests/slurm/test_unkillable.py & other=$$!; \
+	SLURM_LAB_DIR=$(LAB)-1 $(IN_LAB) --ignore=tests/slurm/test_unkillable.py tests/slurm; code=$$?; \
+	wait $$other && exit $$code
 
 # FFCV is compiled as it is installed; as root this also installs the packages that it needs for that.
 test-ffcv: $(VENV_FFCV)/.installed
