@@ -104,7 +104,9 @@ def train(recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: 
         world = join(exec_.nodes, exec_.gpus)
     from jobs.submit import check_free
     from pipeline.run import folder_of, plan_run, train_folder
+    from pipeline.training.engine import check_launcher
 
+    check_launcher(run.precision)
     check_free(folder_of(run, exec_, data, runs))
     folder = plan_run(run, exec_, data, runs, set_ or [], full=world.rank == 0)
     if train_folder(folder, should_stop=flag) == "stopped":

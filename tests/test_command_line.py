@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline import cli
-from tests.runs import CIPS, GRATICULE, MSPIE
+from tests.runs import CIPS, ENV, GRATICULE, MSPIE
 
 VERBS = {
     *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
@@ -200,6 +200,15 @@ def test_another_world_than_asked_for_is_an_error(runner):
     done = subprocess.run([GRATICULE, *run.command("exec.gpus=2")[1:]], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "asks for 2 ranks, 1 came up" in done.stderr
+
+
+def test_a_precision_of_the_launcher_that_contradicts_the_run_leaves_no_folder(runner):
+    run = runner(CIPS)
+    env = {**ENV, "ACCELERATE_MIXED_PRECISION": "bf16"}
+    done = subprocess.run(run.command(), env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "contradicts precision='fp32'" in done.stderr
+    assert not list(run.runs.glob("*"))
 
 
 def test_the_same_recipe_runs_under_accelerate_launch(runner):

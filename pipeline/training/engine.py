@@ -69,17 +69,22 @@ class Update(Protocol):
         ...
 
 
+def check_launcher(precision: str) -> None:
+    """UserError if `accelerate launch` was told another precision than the run has."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", precision):
+        raise UserError(
+            f"accelerate launch --mixed_precision {launched} contradicts precision={precision!r} of the run; "
+            "drop the flag" + (f", or --set precision={launched}" if launched in AUTOCAST else "")
+        )
+
+
 class Engine:
     """This rank's place among all ranks. `world` and `rank` are what came up, checked against what was asked."""
 
     def __init__(self, precision: str, world: int, timeout_sec: int | None = None):
         """`timeout_sec`: how long a collective may take before torch gives up; torch's default if None."""
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if launched not in ("no", precision):
-            raise UserError(
-                f"accelerate launch --mixed_precision {launched} contradicts precision={precision!r} of the run; "
-                "drop the flag" + (f", or --set precision={launched}" if launched in AUTOCAST else "")
-            )
+        check_launcher(precision)
         self.precision, self.progress = precision, Progress()
         timeout = timedelta(seconds=timeout_sec) if timeout_sec else None
         self.accelerator = Accelerator(
