@@ -63,10 +63,13 @@ def judge(ranks: Sequence[Seen], now: float, *, hang_sec: float | int, silent_se
     failed = [r for r in here if r.state == FAILED]
     if failed and len(failed) < len(here):  # where all fail, each says so itself
         return _accuse(failed, lambda r: r.failure())
+    hangs = bool(here) and not failed and all(now - r.moved_at >= hang_sec for r in here)
+    if hangs:  # where all wait, one that gave no sign for half of that time is no longer there
+        silent_sec = min(silent_sec, hang_sec / 2)
     silent = sorted((r for r in here if r.state != FAILED and now - r.seen_at >= silent_sec), key=lambda r: r.seen_at)
     if silent:
         return _accuse(silent, lambda r: f"{LOST} for {now - r.seen_at:.0f} s, last at {r.place()}")
-    if not here or failed or any(now - r.moved_at < hang_sec for r in here):
+    if not hangs:
         return None
     busy = sorted((r for r in here if r.state == WORKS), key=lambda r: r.moved_at)
     if busy:

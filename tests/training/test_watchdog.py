@@ -439,6 +439,17 @@ def test_silent_ranks_come_first_and_one_that_was_never_seen_counts_from_the_sta
     )
 
 
+def test_with_little_patience_for_hangs_one_without_beats_is_named_though_it_waited_in_its_last():
+    ranks = crowd(2)
+    keep_beating(ranks, 1.0, "waits")
+    for now in range(2, 22):
+        ranks[0].update(beat(now, 1, "waits", 0), float(now))
+    line, culprits = judge(ranks, 21.5, hang_sec=20, silent_sec=60) or ("", [])
+    assert culprits == [1]
+    assert "rank 1 on node0 (pid 1001) is dead, stopped or out of reach: no sign for 20 s" in line
+    assert judge(ranks, 19.0, hang_sec=20, silent_sec=60) is None
+
+
 def test_a_beat_read_twice_is_no_sign_of_life():
     (rank,) = crowd(1)
     rank.update(beat(1, 1, "works", 0), 59.0)
