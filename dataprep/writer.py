@@ -26,7 +26,7 @@ from dataprep.rejected import EXPECTED
 from dataprep.shard import Done, OnError, Reject, Target, read_mark, refusal, writing
 from dataprep.sources.entry import Source
 from dataprep.transform import Transform
-from pipeline.config import write_atomic
+from pipeline.config import fsync_folder, write_atomic
 from pipeline.data.manifest import INDEX, MANIFEST, RECORD, Manifest, Shard, load_manifest
 from pipeline.errors import UserError, WorkError
 
@@ -267,10 +267,10 @@ def _publish(plan: Plan, target: Target) -> Manifest:
     manifest = manifest.replace(dataset_id=manifest.identity())
     with writing(out / MANIFEST):
         write_atomic(out / MANIFEST, manifest.to_json())
-        _sync(out)
+        fsync_folder(out)
     with writing(out / INDEX):
         write_atomic(out / INDEX, bytes(index))
-        _sync(out)
+        fsync_folder(out)
     _tidy(target, (target.mark(n).name for n in range(plan.shards)))
     release(out)
     return manifest
@@ -308,12 +308,3 @@ def _lines(file: Path) -> Iterator[Callable[[str], object]]:
     finally:
         with contextlib.suppress(OSError):
             temp.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Make the renames in a folder last through a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,7 +1,10 @@
 """Every test: CPU (but for make test-gpu), one torch thread, fixed seed, warnings as errors, shapes checked."""
 
 import os
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "GRATICULE_TEST_GPU" not in os.environ:
@@ -39,6 +42,28 @@ def runner(photos, tmp_path):
 
     count = iter(range(100))
     return lambda recipe: Runner(photos(SIZE_PX[recipe]), tmp_path / f"runs{next(count)}", recipe)
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """disk('size=64k'): a tmpfs with these options; called again they change, and its files stay."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    place, mounted = tmp_path / "disk", []
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        words = ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        done = subprocess.run(["mount", *words, place], capture_output=True, text=True)
+        if done.returncode and not mounted:
+            pytest.skip(f"no tmpfs here: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        mounted.append(options)
+        return place
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture

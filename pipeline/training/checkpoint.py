@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.config import fsync_folder
 from pipeline.spec import UserError
-from pipeline.training.snapshot import DAMAGE, examine, fsync, read_manifest, read_state, read_tensors, write
+from pipeline.training.snapshot import DAMAGE, examine, read_manifest, read_state, read_tensors, write
 from pipeline.training.snapshot import FORMAT as FORMAT
 from pipeline.training.snapshot import Snapshot as Snapshot
 from pipeline.training.snapshot import State as State
@@ -186,6 +187,6 @@ def _publish(temp: Path, final: Path) -> None:
         if replaces:
             os.rename(aside, final)
         raise
-    fsync(final.parent)
+    fsync_folder(final.parent)
     if replaces:
         shutil.rmtree(aside, ignore_errors=True)

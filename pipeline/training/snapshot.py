@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from pipeline.config import Config
+from pipeline.config import Config, fsync_folder
 from pipeline.spec import UserError
 
 FORMAT = 2
@@ -118,7 +118,7 @@ def write(folder: Path, snapshot: Snapshot, *, milestone: bool) -> None:
     files["state.json"] = _put(folder / "state.json", lambda f: f.write(snapshot.state.to_json().encode()))
     manifest = Manifest(milestone=milestone, healthy=snapshot.healthy, files=files)
     _put(folder / "manifest.json", lambda f: f.write(manifest.to_json().encode()))
-    fsync(folder)
+    fsync_folder(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -178,14 +178,6 @@ def manifest_of_format1(tree: dict[str, Any]) -> Manifest:
 def state_of_format1(text: str, where: str) -> State:
     """Format 1 had neither scalers nor rollbacks; for the rest it is the State of today."""
     return State.from_json(text, where=where).replace(format=FORMAT)
-
-
-def fsync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _read(folder: Path, manifest: Manifest, name: str) -> bytes:

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,29 +37,6 @@ if __name__ == "__main__":
 def wanted(images, tmp_path, contents) -> dict[str, bytes]:
     prepare(Folder(images(*NAMES)), tmp_path / "undisturbed", STORED, shard_size=4)
     return contents(tmp_path / "undisturbed")
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
-    """disk('size=64k'): a tmpfs with these options; called again it is mounted anew with its files."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = []
-
-    def mount(options: str) -> Path:
-        words = ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
-        done = subprocess.run(["mount", *words, place], capture_output=True, text=True)
-        if done.returncode and not mounted:
-            pytest.skip(f"no tmpfs here: {done.stderr.strip()}")
-        assert done.returncode == 0, done.stderr
-        mounted.append(options)
-        return place
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", place], check=True)
 
 
 def hidden(out: Path) -> list[str]:

@@ -97,15 +97,9 @@ def test_values_that_stay_not_finite_end_the_run_after_three_rollbacks(runner, m
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A tmpfs of two megabytes."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+def small_disk(disk) -> Path:
+    """Of two megabytes."""
+    return disk("size=2m")
 
 
 def test_a_full_disk_refuses_checkpoints_and_the_run_goes_on(runner, small_disk, capfd):

@@ -71,26 +71,16 @@ def saver(root, events) -> Iterator[Saver]:
     made.close()
 
 
-@pytest.fixture
-def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
-    """disk('size=64k'): a tmpfs with these options; called again they change, and its files stay."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    place, mounted = tmp_path / "disk", []
-    place.mkdir()
+def refuse_rename(monkeypatch, code: int, which: Callable[[Path, Path], bool]) -> None:
+    """A fake: os.rename(a, b) raises this error where `which(a, b)`."""
+    rename = os.rename
 
-    def mount(options: str) -> Path:
-        words = ["-o", f"remount,{options}"] if mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
-        done = subprocess.run(["mount", *words, place], capture_output=True, text=True)
-        if done.returncode and not mounted:
-            pytest.skip(f"no tmpfs here: {done.stderr.strip()}")
-        assert done.returncode == 0, done.stderr
-        mounted.append(options)
-        return place
+    def refusing(a: Path, b: Path) -> None:
+        if which(a, b):
+            raise OSError(code, os.strerror(code))
+        rename(a, b)
 
-    yield mount
-    if mounted:
-        subprocess.run(["umount", place], check=True)
+    monkeypatch.setattr(os, "rename", refusing)
 
 
 def hidden(root: Path) -> list[str]:
@@ -379,14 +369,7 @@ def test_what_was_to_be_replaced_is_back_in_its_place_where_publishing_fails(sav
     """A fake: os.rename refuses what is to be published."""
     saver.submit(snapshot(8))
     saver.drain()
-    rename = os.rename
-
-    def refusing(a: Path, b: Path) -> None:
-        if str(a).endswith(".tmp"):
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        rename(a, b)
-
-    monkeypatch.setattr(os, "rename", refusing)
+    refuse_rename(monkeypatch, errno.EDQUOT, lambda a, b: str(a).endswith(".tmp"))
     saver.submit(snapshot(8, value=99.0, rollbacks=1))
     assert "free disk space or raise the quota" in str(saver.drain())
     assert [p.name for p in root.iterdir()] == [f"{8:012d}"]
@@ -395,14 +378,7 @@ def test_what_was_to_be_replaced_is_back_in_its_place_where_publishing_fails(sav
 
 def test_older_checkpoints_that_cannot_be_deleted_are_told_and_no_failure(saver, root, events, capfd, monkeypatch):
     """A fake: os.rename refuses what is to be deleted, as a server does that lost its lease."""
-    rename = os.rename
-
-    def refusing(a: Path, b: Path) -> None:
-        if str(b).endswith(".deleted.tmp"):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        rename(a, b)
-
-    monkeypatch.setattr(os, "rename", refusing)
+    refuse_rename(monkeypatch, errno.ESTALE, lambda a, b: str(b).endswith(".deleted.tmp"))
     for nimg in (8, 16, 24):
         saver.submit(snapshot(nimg))
     assert saver.drain() is None
