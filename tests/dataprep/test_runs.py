@@ -127,7 +127,7 @@ def test_fifteen_kills_at_random_moments_leave_no_trace():
 
 def test_a_run_killed_between_manifest_and_index_is_finished(images, tmp_path, contents, monkeypatch):
     source, out = Folder(images("a.png", "b.png", "c.png")), tmp_path / "set"
-    monkeypatch.setattr("dataprep.writer._sync", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("dataprep.writer.fsync_folder", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(source, out, SMALL, shard_size=2)
     assert (out / "manifest.json").exists()
