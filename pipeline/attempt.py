@@ -4,9 +4,11 @@ Every rank calls `attempt`. Wires data, loop, checkpoints, watchdog and records 
 is defined elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from pipeline.data.feed import batches, manifest_of
 from pipeline.data.order import image_at
 from pipeline.errors import UserError, WorkError
 from pipeline.plan import ExecConfig, RunConfig, check_data
+from pipeline.spec import Batch
 from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.health import Health, report
@@ -140,24 +143,12 @@ class _Attempt:
             return outcome
 
     def _train(self, health: Health) -> Outcome:
-        run, exec_, engine = self.run, self.exec_, self.engine
-        stream = batches(
-            self.sets,
-            run.data,
-            reader=exec_.reader,
-            seed=run.seed,
-            nimg=self.training.nimg,
-            batch_size=run.batch_size,
-            slices=self.schedule.slices,
-            rank=engine.rank,
-            world=engine.world,
-            workers=exec_.workers,
-        )
+        stream = self._batches()
         try:
             return train(
                 self.training,
                 stream,
-                engine,
+                self.engine,
                 self.schedule,
                 should_stop=self.should_stop,
                 health=health,
@@ -166,6 +157,35 @@ class _Attempt:
             )
         finally:
             stream.close()  # ends its threads
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        """This rank's microbatches from here on; opened anew where the images of an iteration change in number."""
+        run, exec_, stages, nimg = self.run, self.exec_, self.training.family.stages, self.training.nimg
+        factors, stage = (stages.factors, stages.of(nimg)) if stages else ((1,), 0)
+        while True:
+            factor, last = factors[stage], stage
+            while last + 1 < len(factors) and factors[last + 1] == factor:
+                last += 1
+            slices = self.schedule.slices_of(factor)
+            stream = batches(
+                self.sets,
+                run.data,
+                reader=exec_.reader,
+                seed=run.seed,
+                nimg=nimg,
+                batch_size=factor * run.batch_size,
+                slices=slices,
+                rank=self.engine.rank,
+                world=self.engine.world,
+                workers=exec_.workers,
+            )
+            with contextlib.closing(stream):
+                if stages is None or last + 1 == len(factors):
+                    yield from stream
+                    return
+                end = stages.first(last + 1, run.batch_size)
+                yield from islice(stream, (end - nimg) // (factor * run.batch_size) * len(slices))
+            nimg, stage = end, stages.of(end)
 
     def _tell_end(self, outcome: Outcome) -> None:
         nimg, why = self.training.nimg, getattr(self.should_stop, "why", str)
@@ -196,12 +216,17 @@ class _Attempt:
         self.engine.on_main(lambda: checkpoint.discard_after(self._root, t.nimg))
         self.log.event("rollback", came_from, to=t.nimg, report=str(file), rollbacks=t.rollbacks)
 
+    def _images_at(self, nimg: int) -> int:
+        """Images of the iteration that starts at nimg."""
+        stages = self.training.family.stages
+        return self.run.batch_size * (stages.factors[stages.of(nimg)] if stages else 1)
+
     def _report(self, nimg: int, told: Sequence[dict[int, list[str]]]) -> Path:
         """`not-finite-<nimg>.json`: what was not finite on which rank, and the images of those iterations."""
         d, rows = self.run.data, {}
         counts = [manifest_of(one).count for one in self.sets]
         for start in sorted({n for of_rank in told for n in of_rank}):
-            ks = np.arange(start, start + self.run.batch_size)
+            ks = np.arange(start, start + self._images_at(start))
             which, sample = image_at(self.run.seed, counts, d.weights, ks, d.shuffle_block, d.shuffle_window)
             rows[str(start)] = {
                 "not finite": {str(rank): of_rank[start] for rank, of_rank in enumerate(told) if start in of_rank},

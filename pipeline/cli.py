@@ -58,16 +58,27 @@ def main() -> None:
 
 
 @app.command()
-def recipes() -> None:
+def recipes(
+    paper: Annotated[str, typer.Argument(help="Only those of one paper, for example mspie; all if not given.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+) -> None:
     """What can be trained, and what was published."""
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.recipes import COLUMNS
+    from pipeline.recipes import COLUMNS, markdown_table
     from pipeline.recipes import recipes as all_recipes
 
+    known = all_recipes()
+    found = {name: r for name, r in known.items() if paper in ("", name.partition(".")[0])}
+    if not found:
+        papers = dict.fromkeys(name.partition(".")[0] for name in known)
+        raise UserError(f"paper={paper!r}: no recipe of that paper; there are {', '.join(papers)}")
+    if markdown:
+        print("\n".join(markdown_table(found.values())))
+        return
     table = Table("recipe", "what", *(fact.lower() for fact in COLUMNS))
-    for r in all_recipes().values():
+    for r in found.values():
         table.add_row(r.name, r.title, *(r.facts[fact] for fact in COLUMNS))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -85,7 +96,7 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
     for name, count in parameters(run.family).items():
         sizes = ", ".join(f"{macs / 1e9:.4g} G at {h}x{w}" for (h, w), macs in multiply_adds(run.family, name).items())
         print(f"# {name}: {count:,} parameters; multiply-adds an image: {sizes}")
-    flop = training_flop(run.family)
+    flop = training_flop(run.family, run.total_kimg)
     print(f"# training: {flop / 1e12:.4g} TFLOP an image, {flop * run.total_kimg * 1e3 / 1e18:.4g} EFLOP in all")
 
 

@@ -5,6 +5,7 @@ which is the convention of published figures.
 """
 
 from collections.abc import Mapping
+from math import inf
 
 import torch
 from torch import nn
@@ -14,9 +15,16 @@ from pipeline.models.stylegan2 import broadcast_w
 from pipeline.phases import FamilyConfig
 
 
-def _nets(family: FamilyConfig) -> Mapping[str, nn.Module]:
+def _nets(family: FamilyConfig, stage: int | None = None) -> Mapping[str, nn.Module]:
+    """Networks without memory, as they are at the end of a stage."""
     with torch.device("meta"):
-        return family.build(0).nets
+        built = family.build(0)
+        if built.stages and stage is not None:
+            ends = (*(start - 1 for start in built.stages.starts[1:]), 10**15)
+            for i in range(1, stage + 1):
+                built.stages.enter(built.nets, i)
+            built.stages.begin(built.nets, ends[stage])
+        return built.nets
 
 
 def parameters(family: FamilyConfig) -> dict[str, int]:
@@ -26,9 +34,9 @@ def parameters(family: FamilyConfig) -> dict[str, int]:
 
 def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]:
     """Multiply-adds of one image of network `name` at each trained (height, width)."""
-    net, n = _nets(family)[name], family.group
-    counted = {}
-    for size in family.sizes():
+    n, counted = family.group, {}
+    for stage, size in enumerate(family.sizes()):
+        net = _nets(family, stage)[name]
         with torch.device("meta"), torch.no_grad(), _counter() as count:
             if name == "G":
                 w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
@@ -39,9 +47,9 @@ def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]
     return counted
 
 
-def training_flop(family: FamilyConfig) -> float:
-    """Floating-point operations (two a multiply-add) that training spends on one image, over all sizes."""
-    probs = dict(zip(family.sizes(), family.size_probs(), strict=True))
+def training_flop(family: FamilyConfig, total_kimg: float = inf) -> float:
+    """Operations (two a multiply-add) that training spends on one image, over all sizes of a run of this length."""
+    probs = dict(zip(family.sizes(), family.size_probs(total_kimg), strict=True))
     return sum(
         2 * passes * probs[size] * macs
         for name, passes in family.passes().items()

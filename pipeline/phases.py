@@ -5,8 +5,10 @@ updates and a short loss function; the engine alone reduces gradients and steps.
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
@@ -52,6 +54,7 @@ class Phase:
     loss: LossFn
     terms: tuple[str, ...]
     lazy: Mapping[str, int] = field(default_factory=dict)  # term -> every how many iterations; weight times that
+    every: int = 1  # the phase takes place in every so many-th iteration, the first among them
     learn: Callable[[Mapping[str, float], Mapping[str, float]], dict[str, float]] | None = None
     """(feedback, means over the global batch) -> new feedback, after the step."""
 
@@ -69,6 +72,37 @@ class AdamSpec:
 
 
 @dataclass(frozen=True)
+class Stages:
+    """The one door for networks that change on the way (progressive growing, pyramids): one entry a stage.
+
+    A stage begins with the first iteration that starts at or beyond its image number; optimizers then start anew.
+    """
+
+    starts: tuple[int, ...]  # image numbers, ascending from 0
+    factors: tuple[int, ...]  # images of one iteration, in batch sizes
+    enter: Callable[[Nets, int], None]  # (networks and G_ema, stage): once, before its first iteration; not of stage 0
+    begin: Callable[[Nets, int], None]  # (networks and G_ema, nimg): before each iteration
+
+    def of(self, nimg: int) -> int:
+        """The stage of the iteration that starts at nimg."""
+        return bisect_right(self.starts, nimg) - 1
+
+    def first(self, stage: int, batch_size: int) -> int:
+        """Where the first iteration of a stage starts."""
+        nimg = 0
+        for start, factor in zip(self.starts[1 : stage + 1], self.factors, strict=False):
+            nimg += -(-max(0, start - nimg) // (factor * batch_size)) * factor * batch_size
+        return nimg
+
+    def before(self, nimg: int, batch_size: int) -> int:
+        """The stage of the networks when nimg images were consumed and the next iteration has not begun."""
+        stage = self.of(nimg)
+        while stage and self.first(stage, batch_size) >= nimg:
+            stage -= 1
+        return stage
+
+
+@dataclass(frozen=True)
 class Family:
     """A method as data. `nets` are fresh networks; everything else is a pure function."""
 
@@ -78,8 +112,9 @@ class Family:
     knobs: Callable[[int], Knobs]  # of nimg
     resize: Callable[[UInt8[Tensor, "n c h w"], tuple[int, int]], Float[Tensor, "n c h w"]]  # stored -> this size
     ema_kimg: float  # half-life of G_ema
-    sizes: tuple[tuple[int, int], ...]  # trained sizes, for sample grids
+    sizes: tuple[tuple[int, int], ...]  # trained sizes, for sample grids; with stages, that of each
     feedback: Mapping[str, float] = field(default_factory=dict)  # initial values
+    stages: Stages | None = None
 
 
 class FamilyConfig(Config, ABC):
@@ -97,8 +132,8 @@ class FamilyConfig(Config, ABC):
         """Trained (height, width)s."""
 
     @abstractmethod
-    def size_probs(self) -> tuple[float, ...]:
-        """How often each of `sizes` is trained at."""
+    def size_probs(self, total_kimg: float = inf) -> tuple[float, ...]:
+        """The share of images that each of `sizes` is trained with, in a run of this length."""
 
     @abstractmethod
     def passes(self) -> dict[str, float]:
@@ -107,6 +142,10 @@ class FamilyConfig(Config, ABC):
     @abstractmethod
     def exact_penalties(self) -> dict[str, str]:
         """Networks that a penalty now in use differentiates twice -> the field that takes it away when 0."""
+
+    def staged(self) -> bool:
+        """Do the networks change on the way (Stages)?"""
+        return False
 
     @abstractmethod
     def tiny(self) -> "FamilyConfig":

@@ -168,6 +168,11 @@ def check(run: RunConfig, exec_: ExecConfig) -> None:
 def _check_zero(run: RunConfig, exec_: ExecConfig) -> None:
     """Refuse stages that contradict each other, the networks there are or their penalties, and a foreign ds_config."""
     nets, zero, in_file = run.family.passes(), exec_.zero, stage_in(exec_.ds_config)
+    if run.family.staged() and exec_.stages(nets):
+        raise UserError(
+            f"exec.zero={zero}: the networks of family.kind={run.family.kind!r} change on the way and are replicated; "
+            "leave exec.zero and exec.ds_config out"
+        )
     for name in zero if isinstance(zero, dict) else ():
         if name not in nets:
             raise UserError(f"exec.zero={zero} names network {name!r}; this family has {', '.join(nets)}")

@@ -33,7 +33,6 @@ class RunLog:
         self.folder, self.run, self.engine, self.exec, self.stop = folder, run, engine, exec_, stop
         self.attempt, self._mirror = 0, None
         self._metrics, self._events = Journal(folder / jsonl.METRICS), Journal(folder / jsonl.EVENTS)
-        self.sizes = run.family.sizes()
 
     def start(self, nimg: int) -> None:
         hosts = self.engine.gather(socket.gethostname())
@@ -78,12 +77,12 @@ class RunLog:
         if self.engine.is_main:
             self._events.append(_event(name, nimg, self.attempt, facts))
 
-    def sample(self, nimg: int, G_ema: nn.Module, *, anew: bool) -> None:
-        """A grid of fixed latents at every trained size; with anew=False only those that are not there.
+    def sample(self, nimg: int, G_ema: nn.Module, sizes: tuple[tuple[int, int], ...], *, anew: bool) -> None:
+        """A grid of fixed latents at each of these sizes; with anew=False only those that are not there.
 
         A signal ends it between two forwards: what is missing is made when the run goes on.
         """
-        for h, w in self.sizes:
+        for h, w in sizes:
             path = self.folder / "samples" / f"{nimg:012d}-{h}x{w}.png"
 
             def stop() -> bool:

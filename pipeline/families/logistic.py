@@ -8,6 +8,7 @@ Differs from reference: a due regulariser joins the main loss (one backward, one
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from math import inf
 
 from jaxtyping import Float, UInt8
 from pydantic import Field
@@ -50,7 +51,7 @@ class LogisticConfig(FamilyConfig):
     def adam(self) -> dict[str, AdamSpec]:
         return {net: AdamSpec((0.0, self.beta2**ratio), self.eps) for net, ratio in self._ratios().items()}
 
-    def size_probs(self) -> tuple[float, ...]:
+    def size_probs(self, total_kimg: float = inf) -> tuple[float, ...]:
         return (1.0,)
 
     def passes(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ ema_kimg is the half-life. Path length compares with the mean before this iterat
 
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 from typing import Literal
 
 import torch
@@ -58,7 +59,7 @@ class MSPIEConfig(LogisticConfig):
         sides = [(HEAD_PX + s) << self.G.num_upblocks for s in self.scales]
         return tuple((side, side) for side in sides)
 
-    def size_probs(self) -> tuple[float, ...]:
+    def size_probs(self, total_kimg: float = inf) -> tuple[float, ...]:
         return self.scale_probs
 
     def passes(self) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Experiments as programs: every public function of a module here is a recipe `module.function`.
+"""Experiments as programs: every public function of a module here is a recipe `paper.function`.
+
+A paper is a module, or a package of modules.
 
 A recipe returns a full RunConfig. Its docstring is a title line and then the lines Command:, Data:, Cost:,
 Published: and Measured:; the last four are the columns of `graticule recipes` and of the README's table.
@@ -7,7 +9,7 @@ Published: and Measured:; the last four are the columns of `graticule recipes` a
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pipeline.config import nearest
@@ -31,12 +33,13 @@ class Recipe:
 def recipes() -> dict[str, Recipe]:
     """All recipes by name, in the order of their files and lines."""
     found = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
+    for info in pkgutil.walk_packages(__path__, f"{__name__}."):
+        module = importlib.import_module(info.name)
+        paper = info.name.removeprefix(f"{__name__}.").partition(".")[0]
         functions = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
         for function in functions:
             if not function.__name__.startswith("_"):
-                name = f"{info.name}.{function.__name__}"
+                name = f"{paper}.{function.__name__}"
                 found[name] = Recipe(name, function, *_read_docstring(name, inspect.getdoc(function) or ""))
     return found
 
@@ -47,6 +50,13 @@ def find(name: str) -> Recipe:
     if name not in known:
         raise UserError(f"recipe={name!r} is unknown; {nearest(name, known)} (`graticule recipes` lists all)")
     return known[name]
+
+
+def markdown_table(found: Iterable[Recipe]) -> list[str]:
+    """Lines of a table: recipe, what it is, and its facts."""
+    head = ["recipe", "what", *(fact.lower() for fact in COLUMNS)]
+    rows = [[f"`{r.name}`", r.title, *(r.facts[fact] for fact in COLUMNS)] for r in found]
+    return [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in (head, ["---"] * len(head), *rows)]
 
 
 def _read_docstring(name: str, doc: str) -> tuple[str, dict[str, str]]:

@@ -45,13 +45,18 @@ class Schedule:
     zero: Mapping[str, int] = field(default_factory=dict)  # network -> DeepSpeed ZeRO stage; replicated if absent
     ds_config: Mapping[str, Any] | None = None  # the user's further words to DeepSpeed
 
+    def slices_of(self, factor: int) -> tuple[range, ...]:
+        """This rank's microbatches of an iteration of `factor` batch sizes."""
+        first, n = self.slices[0].start * factor, len(self.slices[0])
+        return tuple(range(first + i * n, first + (i + 1) * n) for i in range(len(self.slices) * factor))
+
 
 @dataclass(frozen=True)
 class Outlets:
     """Where the loop tells what it does; called on rank 0 only. None of them may wait for a service."""
 
     metrics: Callable[[int, Mapping[str, float], int], None]  # (nimg, values, rollbacks)
-    sample: Callable[..., None]  # (nimg, G_ema, anew=); anew=False: if it is not there yet
+    sample: Callable[..., None]  # (nimg, G_ema, sizes, anew=); anew=False: if it is not there yet
 
 
 class Training:
@@ -62,9 +67,35 @@ class Training:
         self.nets = {name: net.to(engine.device).train() for name, net in family.nets.items()}
         engine.broadcast(t for net in self.nets.values() for t in net.state_dict().values())
         self.G_ema = deepcopy(self.nets["G"]).eval().requires_grad_(False)
-        self.updates = {name: _update_of(name, net, family, engine, schedule) for name, net in self.nets.items()}
+        self.batch_size, self.stage = schedule.batch_size, 0
+        self.start_updates(engine, schedule)
         self.nimg, self.train_sec, self.rollbacks = 0, 0.0, 0
         self.feedback, self.stats = dict(family.feedback), Stats()
+
+    def start_updates(self, engine: Engine, schedule: Schedule) -> None:
+        """Optimizers without memory."""
+        nets = self.nets.items()
+        self.updates = {name: _update_of(name, net, self.family, engine, schedule) for name, net in nets}
+
+    @property
+    def factor(self) -> int:
+        """Batch sizes of the iteration that starts at nimg."""
+        stages = self.family.stages
+        return stages.factors[stages.of(self.nimg)] if stages else 1
+
+    def begin(self, engine: Engine, schedule: Schedule) -> None:
+        """Bring the networks to where the iteration that starts at nimg needs them."""
+        if stages := self.family.stages:
+            nets = {**self.nets, "G_ema": self.G_ema}
+            while self.stage < stages.of(self.nimg):
+                self.stage += 1
+                stages.enter(nets, self.stage)
+                self.start_updates(engine, schedule)
+            stages.begin(nets, self.nimg)
+
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """What G_ema makes at present."""
+        return self.family.sizes[self.stage : self.stage + 1] if self.family.stages else self.family.sizes
 
     def snapshot(self, engine: Engine, fingerprint: str, train_sec: float) -> Snapshot | None:
         """Copies on the CPU of all that a checkpoint holds, on rank 0; every rank calls it."""
@@ -93,6 +124,8 @@ class Training:
         self.nimg, self.train_sec, self.rollbacks = state.nimg, state.train_sec, state.rollbacks
         self.feedback = dict(state.feedback)
         self.stats.restore(state.stats)
+        if stages := self.family.stages:
+            self.stage = stages.before(self.nimg, self.batch_size)
 
 
 def _update_of(name: str, net: nn.Module, family: Family, engine: Engine, schedule: Schedule) -> Update:
@@ -126,7 +159,8 @@ def train(
     "diverged": too many iterations in a row were not finite; `health` knows which.
     `saver` is rank 0's. Its files may still be on their way when this returns: drain it.
     """
-    t, batch_size, at = training, schedule.batch_size, engine.progress.at
+    t, at = training, engine.progress.at
+    batch_size = schedule.batch_size
     start = t.nimg
     tick_nimg, tick_time, waited_sec, stalled_sec = t.nimg, time.monotonic(), 0.0, 0.0
     while True:
@@ -150,7 +184,7 @@ def train(
         if not stop and (t.nimg == 0 or done or crossed(t.nimg, batch_size, schedule.sample_kimg)):
             if engine.is_main:
                 at("samples", t.nimg)
-                outlets.sample(t.nimg, t.G_ema, anew=fresh)
+                outlets.sample(t.nimg, t.G_ema, t.sizes(), anew=fresh)
             stop = engine.any(should_stop())  # a signal meanwhile: the checkpoint is of this very image
         milestone = schedule.milestone_kimg is not None and crossed(t.nimg, batch_size, schedule.milestone_kimg)
         if fresh and (done or stop or milestone or crossed(t.nimg, batch_size, schedule.checkpoint_kimg)):
@@ -165,15 +199,19 @@ def train(
             return "done" if done else "stopped"
 
         # One iteration on the global batch that starts at image nimg.
-        knobs = t.family.knobs(t.nimg)
+        t.begin(engine, schedule)
+        knobs, factor = t.family.knobs(t.nimg), t.factor
+        batch_size = factor * schedule.batch_size
         at("data", t.nimg)
         wait = time.monotonic()
         microbatches = [
             to_device(t.family, next(batches), [t.nimg + i for i in part], knobs.size, engine.device)
-            for part in schedule.slices
+            for part in schedule.slices_of(factor)
         ]
         waited_sec += time.monotonic() - wait
         for phase in t.family.phases:
+            if t.nimg // batch_size % phase.every:
+                continue
             at(phase.name, t.nimg)
             t.feedback, finite = run_phase(
                 phase,
