@@ -6,6 +6,7 @@ is defined elsewhere.
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,6 +21,7 @@ from pipeline.config import fingerprint
 from pipeline.data.feed import batches, manifest_of
 from pipeline.data.order import image_at
 from pipeline.errors import UserError, WorkError
+from pipeline.lock import locked
 from pipeline.plan import ExecConfig, RunConfig, check_data
 from pipeline.spec import Batch
 from pipeline.training import checkpoint
@@ -29,6 +31,7 @@ from pipeline.training.loop import Outcome, Outlets, Schedule, Training, train
 from pipeline.training.saver import Saver
 from pipeline.training.watchdog import Watchdog
 
+LOCK, RELEASE_SEC = ".attempt", 120.0  # a network file system may hold the lock of a dead node for its lease
 ROLLBACKS = 3  # of one run; values that are not finite after so many have a cause that other draws do not mend
 
 
@@ -47,16 +50,29 @@ def attempt(
         tell=partial(runlog.tell, folder, engine),
     )
     failed: BaseException | None = None
+    alone = contextlib.ExitStack()
     try:
         if exec_.hang_sec:
             watchdog.start()
+        engine.progress.at("waiting for an earlier attempt to end")
+        engine.on_main(lambda: alone.enter_context(_alone(folder, exec_.hang_sec)))
         return _Attempt(folder, run, exec_, sets, engine, should_stop).go()
     except BaseException as e:
         failed = e
         raise
     finally:
+        alone.close()
         watchdog.close(failed)
         engine.close(failed=failed is not None)
+
+
+def _alone(folder: Path, hang_sec: int) -> AbstractContextManager[None]:
+    """No other attempt writes into this run meanwhile: ranks outlive a launcher that was killed."""
+    busy = (
+        f"run={str(folder)!r}: {{holder}} is training it; wait until that has ended, or end it (ranks outlive a "
+        "launcher that was killed), and start again"
+    )
+    return locked(folder / LOCK, busy, wait_sec=min(RELEASE_SEC, hang_sec / 2) if hang_sec else RELEASE_SEC)
 
 
 def schedule_of(run: RunConfig, exec_: ExecConfig, rank: int) -> Schedule:

@@ -1,10 +1,12 @@
 """Small real runs for tests: bundled photographs, the real command line or the same code in this process."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load as load_safetensors
 
@@ -73,18 +75,28 @@ class Runner:
         return plan_run(run, exec_, self.data, self.runs, list(sets))
 
     def start(self, *sets: str, ranks: int = 1) -> subprocess.Popen:
-        """In its own process group, so that a kill reaches every process."""
+        """In the background; see `kill`."""
         return subprocess.Popen(
             self.command(*sets, ranks=ranks),
             env=ENV,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
 
     def folder(self) -> Path:
         (folder,) = self.runs.glob(f"{self.recipe}-*")
         return folder
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL it and its ranks, each of which torchrun starts in a session of its own; they are gone on return."""
+    family = psutil.Process(process.pid)
+    everyone = [family, *family.children(recursive=True)]
+    for one in everyone:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+    psutil.wait_procs(everyone, timeout=60)
 
 
 def final_state(folder: Path) -> dict[str, torch.Tensor]:

@@ -5,15 +5,19 @@ not finite are faked in one loss, as nothing else makes them appear and go away 
 """
 
 import json
+import os
 import subprocess
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.errors import WorkError
+from pipeline.errors import UserError, WorkError
 from pipeline.families import logistic
+from pipeline.lock import locked
 from pipeline.run import newest_checkpoint, train_folder
 from pipeline.tracking import jsonl
 from pipeline.training.checkpoint import all_checkpoints
@@ -194,6 +198,22 @@ def test_resume_of_a_resume_is_bitwise_equal(runner):
         assert outcome == "stopped", life
     assert train_folder(folder, should_stop=lambda: False) == "done"
     assert_bitwise_equal(final_state(undisturbed), final_state(folder))
+
+
+def test_while_one_attempt_writes_another_waits_and_then_refuses_with_the_holders_name(runner):
+    """As ranks do that outlive a launcher which was killed."""
+    small = runner(CIPS)
+    folder = small.plan("exec.hang_sec=1", "total_kimg=0.032")
+    with locked(folder / ".attempt", ""):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training it; wait until"):
+            train_folder(folder, should_stop=lambda: False)
+        assert not (folder / "events.jsonl").exists()
+    holder = ExitStack()
+    holder.enter_context(locked(folder / ".attempt", ""))
+    small.plan("exec.hang_sec=60", "total_kimg=0.032")
+    threading.Timer(0.5, holder.close).start()
+    assert train_folder(folder, should_stop=lambda: False) == "done"
+    assert not (folder / ".attempt").exists()
 
 
 def test_a_run_that_no_job_started_has_its_code_beside_it_if_there_is_room(runner, monkeypatch, capfd):

@@ -5,8 +5,6 @@ has several microbatches, ZeRO-2 and 3 add them up in another order than the pla
 """
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.plan import ExecConfig, check, override_all
 from pipeline.recipes import find
 from pipeline.tracking import jsonl
-from tests.runs import CIPS, ENV, MSPIE, assert_bitwise_equal, final_state
+from tests.runs import CIPS, ENV, MSPIE, assert_bitwise_equal, final_state, kill
 
 RANKS = Path(__file__).with_name("zero_ranks.py")
 ROUNDING = 1e-5  # an iteration moves weights by the learning rate, 2e-3; a wrong gradient shows in its size
@@ -137,8 +135,7 @@ def test_a_sharded_run_killed_on_two_ranks_resumes_on_one_without_zero_to_the_sa
         assert process.poll() is None, f"training ended early with {process.returncode}"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     folder = killed.train_here(*words)
     assert_bitwise_equal(final_state(folder), final_state(runner(CIPS).train_here(*words)))
     starts = [e for e in jsonl.read(folder / "events.jsonl") if e["event"] in ("start", "resume")]

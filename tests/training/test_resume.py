@@ -4,7 +4,6 @@ Real processes, real SIGKILL, real photographs. Each comparison covers G, D, G_e
 """
 
 import json
-import os
 import random
 import signal
 import time
@@ -15,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.run import newest_checkpoint
 from pipeline.tracking import jsonl
 from pipeline.training.checkpoint import problem_of
-from tests.runs import CIPS, MSPIE, assert_bitwise_equal, final_state
+from tests.runs import CIPS, MSPIE, assert_bitwise_equal, final_state, kill
 
 
 def kill_at_random(runner, *sets: str, ranks: int = 1) -> int:
@@ -30,8 +29,7 @@ def kill_at_random(runner, *sets: str, ranks: int = 1) -> int:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(moment % 60 / 60 * 0.1)
-    os.killpg(process.pid, signal.SIGKILL)  # finds at least the process itself, which nobody has waited for
-    process.wait()
+    kill(process)
     return saved_nimg(runner)
 
 
