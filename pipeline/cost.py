@@ -36,7 +36,7 @@ def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]
     """Multiply-adds of one image of network `name` at each trained (height, width)."""
     n, counted = family.group, {}
     for stage, size in enumerate(family.sizes()):
-        net = _nets(family, stage)[name]
+        net = _nets(family, stage)[name].requires_grad_(False)  # torch's counter cannot hook parameters that are inputs
         with torch.device("meta"), torch.no_grad(), _counter() as count:
             if name == "G":
                 w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.layers.equalized import EqualizedLinear
+from pipeline.layers.resample import fir
 
 TINY = 1e-30  # instead of dividing by a maximum of zero
 
@@ -27,19 +28,32 @@ class ModulatedConv2d(nn.Module):
 
     Scaling activations rather than weights is the same function (the convolution is linear in each) and lets
     the batch share one ordinary convolution. `demodulate=False` leaves d out (toRGB). No bias.
+    `deconv`: transposed with stride 2 and without padding (h -> 2h + 1), then [1, 3, 3, 1] with gain 4, pads 1 (2h).
     On float16 input s and the rows of W are divided by their largest magnitudes, so that no sum overflows: from
     activations within +-256 it stays below 256 sqrt(fan_in). d takes the factor up; without d the output, then
     float32, is multiplied by it (2006.06676, appendix).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, w_dim: int, *, demodulate: bool = True):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        w_dim: int,
+        *,
+        demodulate: bool = True,
+        padding: int | None = None,
+        deconv: bool = False,
+    ):
+        """`padding`: zeros at each side of an ordinary convolution; None keeps the size."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.affine = EqualizedLinear(w_dim, in_channels, bias_init=1.0)
         self.scale = 1 / sqrt(in_channels * kernel * kernel)
-        self.padding, self.demodulate = kernel // 2, demodulate
+        self.padding, self.deconv = kernel // 2 if padding is None else padding, deconv
+        self.demodulate = demodulate
 
-    def forward(self, x: Float[Tensor, "n i h w"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n o h w"]:
+    def forward(self, x: Float[Tensor, "n i h w"], w: Float[Tensor, "n w_dim"]) -> Float[Tensor, "n o ho wo"]:
         with fp32(x):
             s, scale, eps, d, factor = self.affine(w.float()), self.scale, 1e-8, None, None
             if x.dtype == torch.float16:
@@ -50,7 +64,11 @@ class ModulatedConv2d(nn.Module):
             if self.demodulate:
                 energy = (self.weight * scale).square().sum(dim=(2, 3))
                 d = torch.rsqrt(s.square() @ energy.T + eps)
-        y = F.conv2d(x * s.to(x.dtype)[:, :, None, None], (self.weight * scale).to(x.dtype), padding=self.padding)
+        x, weight = x * s.to(x.dtype)[:, :, None, None], (self.weight * scale).to(x.dtype)
+        if self.deconv:
+            y = fir(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), pad=1, gain=4)
+        else:
+            y = F.conv2d(x, weight, padding=self.padding)
         if d is not None:
             return y * d.to(y.dtype)[:, :, None, None]
         return y if factor is None else y.float() * factor[:, :, None, None]

@@ -18,10 +18,10 @@ def fir_kernel(device: torch.device, dtype: torch.dtype) -> Float[Tensor, "4 4"]
     return torch.outer(taps, taps) / 64
 
 
-def fir(x: Float[Tensor, "n c h w"], pad: int, stride: int = 1) -> Float[Tensor, "n c ho wo"]:
-    """Zero-pad every side by `pad`, filter, keep every `stride`-th sample."""
+def fir(x: Float[Tensor, "n c h w"], pad: int, stride: int = 1, gain: int = 1) -> Float[Tensor, "n c ho wo"]:
+    """Zero-pad every side by `pad`, filter, keep every `stride`-th sample; a constant comes out `gain` times."""
     c = x.shape[1]
-    return F.conv2d(x, fir_kernel(x.device, x.dtype).expand(c, 1, 4, 4), stride=stride, padding=pad, groups=c)
+    return F.conv2d(x, gain * fir_kernel(x.device, x.dtype).expand(c, 1, 4, 4), stride=stride, padding=pad, groups=c)
 
 
 def fir_up(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
@@ -30,7 +30,7 @@ def fir_up(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
     return F.conv_transpose2d(x, 4 * fir_kernel(x.device, x.dtype).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
 
 
-def bilinear_up(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c 2*h 2*w"]:
-    """Bilinear to twice the size with aligned corners, as the MS-PIE release does in every block."""
+def bilinear_up(x: Float[Tensor, "n c h w"], margin: int = 0) -> Float[Tensor, "n c ho wo"]:
+    """Bilinear to twice the size plus `margin` with aligned corners, as the MS-PIE release does in every block."""
     h, w = x.shape[2:]
-    return F.interpolate(x, size=(2 * h, 2 * w), mode="bilinear", align_corners=True)
+    return F.interpolate(x, size=(2 * h + margin, 2 * w + margin), mode="bilinear", align_corners=True)

@@ -1,8 +1,8 @@
 """The multi-scale StyleGAN2 generator of MS-PIE (2012.05217, Section 4.1, Tables 2 and 5).
 
 A positional code at the head replaces the learned constant, so one set of weights makes every size whose sides
-are multiples of 2^num_upblocks. Padded blocks: zero-padded 3x3, then align-corners bilinear x2 (rows c-g).
-Knows neither scales' probabilities nor losses.
+are multiples of 2^num_upblocks. All up-sampling blocks but the stock one use align-corners bilinear; without padding
+a block is 2h + 4 -> 2h + 2 -> 2h. Knows neither scales' probabilities nor losses.
 """
 
 from itertools import pairwise
@@ -23,7 +23,9 @@ from pipeline.layers.resample import bilinear_up, fir_up
 from pipeline.models.stylegan2 import Mapping, channels_at
 from pipeline.spec import UserError
 
-HEAD_PX = 4  # side of the head grid at the base size
+HEAD_PX = 4  # side of the first feature map at the base size; the head grid's, too, where it is padded
+Block = Literal["conv_up", "up_conv", "deconv"]
+Padding = Literal["zero", "none"]
 
 
 class MSPIEGeneratorConfig(Config):
@@ -40,9 +42,18 @@ class MSPIEGeneratorConfig(Config):
     w_dim: int = Field(default=512, ge=1)
     mapping_layers: int = Field(default=8, ge=1)
     fp16_blocks: int = added(0, ge=0)  # up-sampling blocks in float16, from the largest down
+    block: Block = added("conv_up")  # Parity: the release convolves, then up-samples; deconv: StyleGAN2's own
+    padding: Padding = added("zero")  # none: a head larger by 2, and convolutions that only see what there is
+    padded_skip: bool = added(False)  # Parity: the release, without padding, still zero-pads the RGB skip path
 
     @model_validator(mode="after")
     def _values_agree(self) -> "MSPIEGeneratorConfig":
+        if self.padding == "none" and self.block != "up_conv":
+            raise ValueError(f"padding='none' needs block='up_conv', not {self.block!r}, which has no size without")
+        if self.padded_skip and self.padding == "zero":
+            raise ValueError(
+                "padded_skip=true needs padding='none'; with padding='zero' the skip path is padded anyway"
+            )
         if self.head == "const" and self.resize == "expand":
             raise ValueError("resize='expand' needs a code that can be rebuilt; a learned constant is 'interp'")
         if self.head == "spe" and self.channel_max % 4:
@@ -59,18 +70,22 @@ class MSPIEGeneratorConfig(Config):
 
 
 class StyledConv(nn.Module):
-    """Modulated 3x3 (then x2 where `up`), noise, bias, leaky ReLU."""
+    """Modulated 3x3 with its up-sampling (`up`), noise, bias, leaky ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, *, up: bool):
+    def __init__(self, in_channels: int, out_channels: int, w_dim: int, padding: Padding, *, up: Block | None = None):
         super().__init__()
-        self.conv = ModulatedConv2d(in_channels, out_channels, 3, w_dim)
+        self.conv = ModulatedConv2d(
+            in_channels, out_channels, 3, w_dim, padding=int(padding == "zero"), deconv=up == "deconv"
+        )
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.up = up
+        self.up, self.margin = up, 0 if padding == "zero" else 4  # what this convolution and the next take away
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Float[Tensor, "n o h w"]:
+        if self.up == "up_conv":
+            x = bilinear_up(x, self.margin)
         x = self.conv(x, w)
-        if self.up:
+        if self.up == "conv_up":
             x = bilinear_up(x)
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
@@ -80,14 +95,15 @@ class StyledConv(nn.Module):
 class ToRGB(nn.Module):
     """Modulated 1x1 without demodulation, plus bias, onto the upsampled image so far."""
 
-    def __init__(self, in_channels: int, w_dim: int):
+    def __init__(self, in_channels: int, w_dim: int, *, padded: bool):
         super().__init__()
         self.conv = ModulatedConv2d(in_channels, 3, 1, w_dim, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(3))
+        self.up = fir_up if padded else bilinear_up
 
     def forward(self, x: Tensor, w: Tensor, img: Tensor | None) -> Float[Tensor, "n 3 h w"]:
         rgb = self.conv(x, w).float() + self.bias[:, None, None]
-        return rgb if img is None else rgb + fir_up(img)
+        return rgb if img is None else rgb + self.up(img)
 
 
 class MSPIEGenerator(nn.Module):
@@ -106,38 +122,51 @@ class MSPIEGenerator(nn.Module):
         width = [channels_at(side, cfg.channel_multiplier, cfg.channel_max) for side in sides]
         self.mapping = Mapping(cfg.z_dim, cfg.w_dim, cfg.mapping_layers)
         head_channels = 2 if cfg.head == "csg" else width[0]
+        self.margin = 0 if cfg.padding == "zero" else 2  # of the head grid, which the first convolution takes away
         if cfg.head == "const":
-            self.const = nn.Parameter(torch.randn(head_channels, HEAD_PX, HEAD_PX))
+            self.const = nn.Parameter(torch.randn(head_channels, *self.base_grid()))
         self.head_channels = head_channels
-        self.convs = nn.ModuleList([StyledConv(head_channels, width[0], cfg.w_dim, up=False)])
-        self.to_rgbs = nn.ModuleList([ToRGB(width[0], cfg.w_dim)])
+        skip_is_padded = cfg.padding == "zero" or cfg.padded_skip
+        self.convs = nn.ModuleList([StyledConv(head_channels, width[0], cfg.w_dim, cfg.padding)])
+        self.to_rgbs = nn.ModuleList([ToRGB(width[0], cfg.w_dim, padded=skip_is_padded)])
         for a, b in pairwise(width):
-            self.convs += [StyledConv(a, b, cfg.w_dim, up=True), StyledConv(b, b, cfg.w_dim, up=False)]
-            self.to_rgbs.append(ToRGB(b, cfg.w_dim))
+            self.convs += [
+                StyledConv(a, b, cfg.w_dim, cfg.padding, up=cfg.block),
+                StyledConv(b, b, cfg.w_dim, cfg.padding),
+            ]
+            self.to_rgbs.append(ToRGB(b, cfg.w_dim, padded=skip_is_padded))
         self.num_ws = len(self.convs) + 1
         self.native_size = (cfg.base_px(), cfg.base_px())
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """Sides must be multiples of 2^num_upblocks; raises UserError otherwise."""
+        """Sides must be multiples of 2^num_upblocks; otherwise raises UserError with the nearest sizes that are."""
         unit = 1 << self.cfg.num_upblocks
-        for side in size:
-            if side < unit or side % unit:
-                raise UserError(
-                    f"size={size[0]}x{size[1]}: sides must be multiples of {unit} for this generator; "
-                    f"the nearest is {max(unit, round(side / unit) * unit)}"
-                )
+        if min(size) >= unit and not any(side % unit for side in size):
+            return
+        below = [max(unit, side // unit * unit) for side in size]
+        above = [max(unit, -(-side // unit) * unit) for side in size]
+        near = dict.fromkeys(f"{h}x{w}" for h, w in (below, above))
+        raise UserError(
+            f"size={size[0]}x{size[1]}: sides must be multiples of {unit}, at least {unit}, for this generator; "
+            f"use {' or '.join(near)}"
+        )
+
+    def base_grid(self) -> tuple[int, int]:
+        """(height, width) of the head grid at the base size: 4, or 6 without padding."""
+        return HEAD_PX + self.margin, HEAD_PX + self.margin
 
     def head_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the head grid for an image of this size: 4 + s at side (4 + s) 2^num_upblocks."""
-        return size[0] >> self.cfg.num_upblocks, size[1] >> self.cfg.num_upblocks
+        """(height, width) of the head grid for an image of this size: sides / 2^num_upblocks, without padding + 2."""
+        h, w = (side >> self.cfg.num_upblocks for side in size)
+        return h + self.margin, w + self.margin
 
     def head(self, size: tuple[int, int]) -> Float[Tensor, "c h w"]:
         """The code that enters the first convolution, for an image of this size."""
         grid = self.head_size(size)
-        build_at = grid if self.cfg.resize == "expand" else (HEAD_PX, HEAD_PX)
         if self.cfg.head == "const":
             code = self.const
         else:
+            build_at = grid if self.cfg.resize == "expand" else self.base_grid()
             device = self.to_rgbs[0].get_parameter("bias").device
             code = head_code(self.cfg.head, self.head_channels, build_at, self.cfg.convention, device)
         if code.shape[1:] == grid:
@@ -145,9 +174,10 @@ class MSPIEGenerator(nn.Module):
         return F.interpolate(code[None], size=grid, mode="bilinear", align_corners=True)[0]
 
     def noise_shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """(1, h, w) of the noise map of each convolution."""
-        h, w = self.head_size(size)
-        return [(1, h << ((i + 1) // 2), w << ((i + 1) // 2)) for i in range(len(self.convs))]
+        """(1, h, w) of the noise map of each convolution; a block's first one, unpadded, is larger by 2."""
+        n = self.cfg.num_upblocks
+        more = [self.margin if i % 2 else 0 for i in range(len(self.convs))]
+        return [(1, *((side >> n - (i + 1) // 2) + more[i] for side in size)) for i in range(len(self.convs))]
 
     def synthesis(
         self, ws: Float[Tensor, "n num_ws w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None

@@ -71,9 +71,24 @@ def test_discriminator_runs_on_every_size_when_pooled():
     assert all(D(torch.randn(2, 3, side, side)).shape == (2,) for side in (32, 48, 64))
 
 
-def test_a_size_between_multiples_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match=r"multiples of 4.*nearest is 20"):
-        TINY.build().check_size((21, 21))
+@pytest.mark.parametrize(
+    ("size", "use"),
+    [
+        ((21, 21), "20x20 or 24x24"),
+        ((21, 32), "20x32 or 24x32"),
+        ((30, 21), "28x20 or 32x24"),
+        ((3, 16), "4x16"),
+        ((1, 9), "4x8 or 4x12"),
+    ],
+)
+def test_a_size_that_cannot_be_made_is_refused_with_the_nearest_ones(size, use):
+    G = TINY.build()
+    with pytest.raises(UserError, match=rf"^size={size[0]}x{size[1]}: .* multiples of 4, at least 4, .*; use {use}$"):
+        G.check_size(size)
+    for one in use.split(" or "):
+        h, w = map(int, one.split("x"))
+        G.check_size((h, w))
+        assert G.synthesis(torch.zeros(1, G.num_ws, 8), (h, w), (1,)).shape == (1, 3, h, w)
 
 
 @pytest.mark.parametrize("resize", ["expand", "interp"])
