@@ -1,4 +1,4 @@
-"""MS-PIE on StyleGAN2 (2012.05217, Section 4.1, Table 5): one generator trained at several sizes.
+"""MS-PIE on StyleGAN2 (2012.05217, Section 4.1, Tables 2 and 5): one generator trained at one size or several.
 
 Each iteration draws its size from `scale_probs` as a function of (seed, nimg), the same on all ranks.
 Differs from reference: the release's scale probabilities have no effect, its path length sees one size, its EMA
@@ -74,7 +74,8 @@ class MSPIEConfig(LogisticConfig):
         return max(1, self.group // self.pl_batch_shrink)
 
     def tiny(self) -> "MSPIEConfig":
-        small_g = self.G.replace(num_upblocks=3, channel_max=32, z_dim=32, w_dim=32, mapping_layers=2)
+        depth = 3 if max(self.scales) <= 4 else 2  # 64 px at most
+        small_g = self.G.replace(num_upblocks=depth, channel_max=32, z_dim=32, w_dim=32, mapping_layers=2)
         small_d = self.D.replace(resolution_px=small_g.base_px(), channel_max=32)
         return self.replace(G=small_g, D=small_d, ema_kimg=0.5)
 

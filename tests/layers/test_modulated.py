@@ -21,6 +21,41 @@ def test_modulated_conv_equals_the_explicit_expression(kernel, demodulate):
         torch.testing.assert_close(layer(x, w)[n : n + 1], expected, rtol=1e-4, atol=1e-5)
 
 
+def of_one_sample(layer: ModulatedConv2d, w: torch.Tensor) -> torch.Tensor:
+    """The weight of a sample with this w: modulated, then normalised."""
+    _, i, k, _ = layer.weight.shape
+    s = w @ layer.affine.weight.T / w.numel() ** 0.5 + layer.affine.bias
+    weight = layer.weight / (i * k * k) ** 0.5 * s[None, :, None, None]
+    return weight / (weight.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt() if layer.demodulate else weight
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_modulated_deconv_scatters_each_samples_weights_and_blurs(demodulate):
+    """Every pixel adds its multiple of the sample's weights at twice its place; [1, 3, 3, 1] follows, pads 1."""
+    layer = ModulatedConv2d(5, 7, 3, 6, demodulate=demodulate, deconv=True)
+    x, w = torch.randn(2, 5, 3, 4), torch.randn(2, 6)
+    seen = layer(x, w)
+    assert seen.shape == (2, 7, 6, 8)
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    for n in range(2):
+        weight, wide = of_one_sample(layer, w[n]), torch.zeros(7, 7, 9)
+        for i in range(3):
+            for j in range(4):
+                wide[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += torch.einsum("ocab,c->oab", weight, x[n, :, i, j])
+        by_library = F.conv_transpose2d(x[n : n + 1], weight.transpose(0, 1), stride=2)[0]
+        torch.testing.assert_close(wide, by_library, rtol=1e-4, atol=1e-5)
+        blur = (4 * torch.outer(taps, taps) / 64).expand(7, 1, 4, 4)
+        expected = F.conv2d(F.pad(wide[None], (1, 1, 1, 1)), blur, groups=7)
+        torch.testing.assert_close(seen[n : n + 1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_modulated_conv_without_padding_is_the_inside_of_the_padded_one():
+    padded, valid = ModulatedConv2d(5, 7, 3, 6), ModulatedConv2d(5, 7, 3, 6, padding=0)
+    valid.load_state_dict(padded.state_dict())
+    x, w = torch.randn(2, 5, 6, 7), torch.randn(2, 6)
+    torch.testing.assert_close(valid(x, w), padded(x, w)[:, :, 1:-1, 1:-1])
+
+
 @pytest.mark.parametrize("demodulate", [True, False])
 def test_modfc_equals_the_explicit_expression(demodulate):
     layer = ModFC(5, 7, 6, demodulate=demodulate)

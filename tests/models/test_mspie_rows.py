@@ -1,0 +1,143 @@
+"""Every row of Tables 2 and 5: parameters, multiply-adds and sizes as published or derived; tiny() of each trains.
+
+Full-size networks live on the meta device.
+"""
+
+import pytest
+import torch
+
+from pipeline.chance import Chance
+from pipeline.cost import multiply_adds, parameters
+from pipeline.models.mspie import MSPIEGeneratorConfig
+from pipeline.models.stylegan2 import DiscriminatorConfig
+from pipeline.phases import Step
+from pipeline.recipes import find, recipes
+from pipeline.synthesis.sample import generate
+
+CONST4, CONST6, SPE, CSG = 30_034_338, 30_044_578, 30_026_146, 27_414_436  # parameters of G at C2
+D_STOCK, D_POOLED = 28_864_129, 25_718_401
+PADDED, UNPADDED, HALF = (45.1, 101.5, 180.5), (85.8, 191.5, 339), (14.9, 33.5, 59.6)  # G multiply-adds of G
+D_MACS, D_HALF = (46.5, 104.7, 186.1), (15.4, 34.6, 61.5)
+ROWS = {
+    "table2_a": (CONST4, D_STOCK, (45.1,), (46.5,)),
+    "table2_b": (CONST4, D_STOCK, None, (46.5,)),
+    "table2_c": (CONST6, D_STOCK, (85.8,), (46.5,)),
+    "table2_d": (CSG, D_STOCK, (85.8,), (46.5,)),
+    "table2_e": (SPE, D_STOCK, (85.8,), (46.5,)),
+    "table5_a": (CONST4, D_STOCK, (45.1,), (46.5,)),
+    "table5_b": (30_276_583, 28_982_849, None, None),
+    "table5_c": (CONST4, D_POOLED, PADDED, D_MACS),
+    "table5_d": (CSG, D_POOLED, PADDED, D_MACS),
+    "table5_e": (SPE, D_POOLED, PADDED, D_MACS),
+    "table5_f": (SPE, D_POOLED, PADDED, D_MACS),
+    "table5_g": (24_759_266, 20_855_361, HALF, D_HALF),
+    "table5_h": (CONST6, D_POOLED, UNPADDED, D_MACS),
+    "table5_i": (CSG, D_POOLED, UNPADDED, D_MACS),
+    "table5_j": (SPE, D_POOLED, UNPADDED, D_MACS),
+    "table5_k": (SPE, D_POOLED, UNPADDED, D_MACS),
+    "table5_f_896": (SPE, D_POOLED, (45.1, 180.5, 553), (46.5, 186.1, 570)),
+    "table5_f_1024": (24_759_266, D_POOLED, (14.9, 59.6, 238), (46.5, 186.1, None)),
+}
+each_row = pytest.mark.parametrize("row", ROWS)
+
+
+def count(config) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.build().parameters())
+
+
+def test_every_row_is_here():
+    of_stylegan2 = {name for name, r in recipes().items() if r.make.__module__.endswith("mspie.stylegan2")}
+    assert of_stylegan2 == {f"mspie.{row}" for row in ROWS}
+
+
+@each_row
+def test_rows_have_the_published_parameter_counts(row):
+    assert parameters(find(f"mspie.{row}").make().family) == dict(zip("GD", ROWS[row], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [
+        (MSPIEGeneratorConfig(head="const", resize="interp", num_upblocks=8), 30_370_060),
+        (MSPIEGeneratorConfig(head="const", resize="interp", channel_multiplier=1), 24_767_458),
+        (DiscriminatorConfig(channel_multiplier=1), 24_001_089),
+        (DiscriminatorConfig(resolution_px=1024), 29_012_513),
+    ],
+)
+def test_what_is_in_no_row_has_the_published_parameter_counts(config, published):
+    assert count(config) == published
+
+
+@each_row
+def test_rows_have_the_derived_multiply_adds_at_each_size(row):
+    """Within the digits in which they are printed; the grid's first layer saves a tenth of a per cent."""
+    family = find(f"mspie.{row}").make().family
+    for name, derived in zip("GD", ROWS[row][2:], strict=True):
+        for macs, printed in zip(multiply_adds(family, name).values(), derived or (), strict=derived is not None):
+            if printed is not None:
+                saved = 1.001 if family.G.head == "csg" and name == "G" else 1
+                assert macs / 1e9 == pytest.approx(printed, abs=0.05 if printed < 200 else 0.5) or (
+                    macs / 1e9 <= printed + 0.05 and macs / 1e9 * saved >= printed - 0.05
+                )
+
+
+def test_the_discriminator_of_half_width_has_its_derived_multiply_adds_at_1024():
+    family = find("mspie.table5_g").make().family.replace(scales=(0, 4, 12))
+    assert round(multiply_adds(family, "D")[1024, 1024] / 1e9) == 246
+
+
+@pytest.mark.parametrize("s", [0, 2, 4, 10, 12, (0, 4)])
+@each_row
+def test_size_table_of_every_row(row, s):
+    """Head 4 + s, or 6 + s; blocks double the grid; 14 styles and 13 noise maps at every scale, as convs put out."""
+    cfg = find(f"mspie.{row}").make().family.G
+    grid = s if isinstance(s, tuple) else (s, s)
+    h, w = 4 + grid[0], 4 + grid[1]
+    n, unpadded = cfg.num_upblocks, cfg.padding == "none"
+    seen = []
+    with torch.device("meta"), torch.no_grad():
+        G = cfg.build()
+        for conv in G.convs:
+            conv.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[2:])))
+        size = (h << n, w << n)
+        G.check_size(size)
+        img = G.synthesis(torch.zeros(1, G.num_ws, 512), size, None)
+        head = G.head(size)
+    assert head.shape[1:] == ((h + 2, w + 2) if unpadded else (h, w))
+    assert (G.num_ws, len(G.convs)) == (2 * n + 2, 2 * n + 1)
+    assert (n, G.num_ws, len(G.convs)) == (6, 14, 13) or row == "table5_b"
+    assert G.noise_shapes(size) == [(1, *shape) for shape in seen]
+    assert seen[0::2] == [(h << i, w << i) for i in range(n + 1)]
+    more = 2 if unpadded else 0
+    assert seen[1::2] == [((h << i) + more, (w << i) + more) for i in range(1, n + 1)]
+    assert img.shape == (1, 3, *size)
+
+
+@each_row
+def test_tiny_keeps_the_rows_blocks_trains_and_samples_at_a_size_it_never_saw(row):
+    whole = find(f"mspie.{row}").make()
+    run = whole.tiny()
+    config, G_config = run.family, run.family.G
+    kept = ("head", "resize", "convention", "block", "padding", "padded_skip", "channel_multiplier")
+    assert all(getattr(G_config, field) == getattr(whole.family.G, field) for field in kept)
+    assert 2 <= G_config.num_upblocks <= 3
+    assert max(G_config.channel_max, config.D.channel_max) <= 32
+    assert max(config.sizes()) <= (64, 64)
+    assert (config.D.pool, config.scales) == (whole.family.D.pool, whole.family.scales)
+
+    family = config.replace(G=G_config.replace(channel_max=8), D=config.D.replace(channel_max=8)).build(0)
+    n = config.group
+    for size in config.sizes():
+        for phase in family.phases:
+            chance = Chance(0, phase.name, 0, tuple(range(n)), torch.device("cpu"))
+            step = Step(torch.rand(n, 3, *size), size, chance, phase.due(0), {"pl_mean": 0.0})
+            terms = phase.loss(family.nets, step)
+            assert set(phase.terms) <= set(terms)
+            params = list(family.nets[phase.net].parameters())
+            grads = torch.autograd.grad(sum(terms[t].sum() for t in phase.terms), params)
+            assert all(g.isfinite().all() for g in grads)
+            assert sum(bool(g.any()) for g in grads) > 0.9 * len(params)
+    unit = 1 << G_config.num_upblocks
+    unseen = (5 * unit, 7 * unit)
+    assert generate(family.nets["G"], [0, 1], unseen).shape == (2, *unseen, 3)
