@@ -49,6 +49,28 @@ def test_modulated_deconv_scatters_each_samples_weights_and_blurs(demodulate):
         torch.testing.assert_close(seen[n : n + 1], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("deconv", [True, False])
+def test_what_path_length_differentiates_twice_is_the_explicit_expression(deconv):
+    """The gradient of a gradient by w, as path length takes it, against that through one weight a sample."""
+    layer = ModulatedConv2d(4, 3, 3, 5, deconv=deconv)
+    x, w = torch.randn(2, 4, 4, 4), torch.randn(2, 5, requires_grad=True)
+    blur = (torch.outer(*2 * [torch.tensor([1.0, 3.0, 3.0, 1.0])]) / 16).expand(3, 1, 4, 4)
+
+    def explicit(n: int) -> torch.Tensor:
+        weight = of_one_sample(layer, w[n])
+        if not deconv:
+            return F.conv2d(x[n : n + 1], weight, padding=1)
+        wide = F.conv_transpose2d(x[n : n + 1], weight.transpose(0, 1), stride=2)
+        return F.conv2d(wide, blur, padding=1, groups=3)
+
+    found = []
+    for y in (layer(x, w), torch.cat([explicit(n) for n in range(2)])):
+        (grad,) = torch.autograd.grad(y.square().sum(), w, create_graph=True)
+        found.append((grad, *torch.autograd.grad(grad.square().sum(), list(layer.parameters()))))
+    for ours, naive in zip(*found, strict=True):
+        torch.testing.assert_close(ours, naive, rtol=1e-3, atol=1e-3 * naive.abs().max().item())
+
+
 def test_modulated_conv_without_padding_is_the_inside_of_the_padded_one():
     padded, valid = ModulatedConv2d(5, 7, 3, 6), ModulatedConv2d(5, 7, 3, 6, padding=0)
     valid.load_state_dict(padded.state_dict())
