@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from pipeline import cli
-from pipeline.recipes import COLUMNS, recipes
+from pipeline.recipes import COLUMNS, markdown_table, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -33,10 +33,23 @@ def test_every_command_in_the_readme_exists_with_its_options():
     assert seen > 10
 
 
-def test_the_table_of_recipes_is_that_of_the_recipes():
-    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in TEXT.splitlines() if line[:3] == "| `"]
-    for r in recipes().values():
-        assert [f"`{r.name}`", *(r.facts[f] for f in COLUMNS)] in rows
+def rows_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines() if line[:3] == "| `"]
+
+
+def test_its_table_says_of_each_recipe_what_the_recipe_says():
+    known = {f"`{r.name}`": [r.facts[f] for f in COLUMNS] for r in recipes().values()}
+    rows = [row for row in rows_of(TEXT) if row[0] in known]
+    assert len(rows) >= 5
+    assert all(rest == known[name] for name, *rest in rows)
+
+
+def test_the_page_of_recipes_is_what_the_command_prints():
+    """graticule recipes --markdown; all of them."""
+    page = (ROOT / "docs" / "recipes.md").read_text().splitlines()
+    table = markdown_table(recipes().values())
+    first = page.index(table[0])
+    assert page[first : first + len(table)] == table
 
 
 def test_every_file_and_make_target_that_it_names_exists():

@@ -1,0 +1,47 @@
+"""Every recipe trains, resumes, changes scale or stage and draws a size it never saw: two real ranks over gloo, once.
+
+The code is in recipe_ranks.py. Two ranks and one that was resumed from disk end in the same bits: weights, G_ema,
+both optimizers, feedback.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipes import recipes
+from tests.runs import ENV
+
+RANKS = Path(__file__).with_name("recipe_ranks.py")
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    out = tmp_path_factory.mktemp("recipes")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = {**ENV, "PYTHONPATH": str(RANKS.parents[2])}
+    done = subprocess.run([*launch, str(RANKS), str(out)], env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    pair, other = (json.loads((out / f"seen_{rank}.json").read_text()) for rank in (0, 1))
+    return {name: {**other[name], **pair[name]} for name in recipes()}
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_two_ranks_and_one_that_was_resumed_from_disk_end_in_the_same_bits(seen, name):
+    assert seen[name]["two ranks"] == seen[name]["one rank, resumed"]
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_it_changes_scale_if_it_has_several(seen, name):
+    several = len(recipes()[name].make().tiny().family.sizes()) > 1
+    assert (len(seen[name]["sizes"]) > 1) == several
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_its_generator_draws_a_size_and_an_aspect_that_it_never_saw(seen, name):
+    h, w = seen[name]["unseen"]
+    assert h != w
+    assert seen[name]["drawn"] == [2, h, w, 3]
+    assert seen[name]["contrast"] > 0
