@@ -65,8 +65,8 @@ class LogisticConfig(FamilyConfig):
         intervals = {"G": self.G_interval, "D": self.r1_interval}
         return {net: k / (k + 1) for net, k in intervals.items()}
 
-    def d_phase(self, fake: FakeFn) -> Phase:
-        """D against G (whose weights the runner freezes), R1 when due."""
+    def d_phase(self, fake: FakeFn, *, with_r1: bool = True) -> Phase:
+        """D against G (whose weights the runner freezes); R1 when due, unless it has a phase of its own."""
 
         def loss(nets: Nets, step: Step) -> Terms:
             real = step.real.detach().requires_grad_("r1" in step.due)
@@ -78,7 +78,19 @@ class LogisticConfig(FamilyConfig):
                 terms["r1"] = self.r1_gamma * r1(real_logits, real)
             return terms | {"real_logits": real_logits.detach(), "fake_logits": fake_logits.detach()}
 
-        return Phase("D", "D", loss, ("adv", "r1"), lazy={"r1": self.r1_interval} if self.r1_gamma else {})
+        lazy = {"r1": self.r1_interval} if self.r1_gamma and with_r1 else {}
+        return Phase("D", "D", loss, ("adv", "r1"), lazy=lazy)
+
+    def r1_phase(self) -> Phase:
+        """R1 in an optimizer step of its own."""
+
+        def loss(nets: Nets, step: Step) -> Terms:
+            real = step.real.detach().requires_grad_()
+            with forward_of_penalty(real):
+                logits = nets["D"](real)
+            return {"r1": self.r1_gamma * r1(logits, real)}
+
+        return Phase("D_reg", "D", loss, ("r1",), lazy={"r1": self.r1_interval}, every=self.r1_interval)
 
 
 def plain_fakes(G: Generator, step: Step) -> Float[Tensor, "n c h w"]:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipeline.chance import rng
+from pipeline.config import added
 from pipeline.families.logistic import LogisticConfig, g_adversarial, resize_reals
 from pipeline.models.mspie import HEAD_PX, MSPIEGeneratorConfig
 from pipeline.models.stylegan2 import DiscriminatorConfig, broadcast_w, mix_styles
@@ -37,6 +38,7 @@ class MSPIEConfig(LogisticConfig):
     pl_weight: float = Field(default=2, ge=0)
     pl_decay: float = Field(default=0.01, gt=0, le=1)  # of the running mean of path lengths
     pl_batch_shrink: int = Field(default=2, ge=1)  # of each mbstd_group samples, max(1, group // this) take part
+    reg_step: Literal["merged", "separate"] = added("merged")  # of due regularisers: the main one, or StyleGAN2's own
 
     @model_validator(mode="after")
     def _probabilities(self) -> "MSPIEConfig":
@@ -85,12 +87,10 @@ class MSPIEConfig(LogisticConfig):
 
     def build(self, seed: int) -> Family:
         lrs = self.lrs()
-        learn = partial(_update_pl_mean, decay=self.pl_decay)
-        g_phase = Phase("G", "G", self._g_loss, ("adv", "pl"), lazy=self._pl_due(), learn=learn)
         return Family(
             nets={"G": self.G.build(), "D": self.D.build()},
             adam=self.adam(),
-            phases=(self.d_phase(self._fakes), g_phase),
+            phases=self._phases(),
             knobs=lambda nimg: Knobs(self.size_at(seed, nimg), lrs),
             resize=partial(resize_reals, mode=self.real_resize),
             ema_kimg=self.ema_kimg,
@@ -98,8 +98,16 @@ class MSPIEConfig(LogisticConfig):
             feedback={"pl_mean": 0.0},
         )
 
-    def _pl_due(self) -> dict[str, int]:
-        return {"pl": self.G_interval} if self.pl_weight else {}
+    def _phases(self) -> tuple[Phase, ...]:
+        """D, G; between and after them, the regularisers that take a step of their own (StyleGAN2, Appendix B)."""
+        due = {"pl": self.G_interval} if self.pl_weight else {}
+        learn = partial(_update_pl_mean, decay=self.pl_decay)
+        if self.reg_step == "merged":
+            return self.d_phase(self._fakes), Phase("G", "G", self._g_loss, ("adv", "pl"), lazy=due, learn=learn)
+        d_reg = (self.r1_phase(),) if self.r1_gamma else ()
+        g_reg = Phase("G_reg", "G", self._g_penalty, ("pl",), lazy=due, every=self.G_interval, learn=learn)
+        g_phase = Phase("G", "G", self._g_loss, ("adv",))
+        return self.d_phase(self._fakes, with_r1=False), *d_reg, g_phase, *((g_reg,) if due else ())
 
     def _fakes(self, G: Generator, step: Step) -> Float[Tensor, "n c h w"]:
         """Images with style mixing: with probability style_mixing_prob, two latents and one crossover."""
@@ -116,6 +124,9 @@ class MSPIEConfig(LogisticConfig):
         if "pl" in step.due:
             terms |= self._path_length(nets["G"], step)
         return terms
+
+    def _g_penalty(self, nets: Nets, step: Step) -> Terms:
+        return self._path_length(nets["G"], step)
 
     def _path_length(self, G: Generator, step: Step) -> Terms:
         """Of each group of samples the first few take part, weighted so that the mean is theirs alone."""

@@ -6,6 +6,7 @@ import torch
 from pipeline.chance import Chance
 from pipeline.families.logistic import resize_reals
 from pipeline.families.mspie import MSPIEConfig
+from pipeline.models.stylegan2 import broadcast_w
 from pipeline.phases import Generator, Step
 from pipeline.recipes import find
 from pipeline.spec import to_float
@@ -69,13 +70,64 @@ def test_path_length_takes_its_share_of_each_group_at_the_drawn_size(group, shri
     torch.testing.assert_close(terms["pl"].detach(), 2 * lengths.square() * group / taking_part, rtol=1e-4, atol=1e-6)
 
 
-def test_path_length_sees_the_size_of_the_iteration():
-    _, family = tiny(MSPIE)
-    at = {
-        size: family.phases[1].loss(family.nets, make_step(size=size, due=["pl"], scope="G"))["pl_length"]
-        for size in [(32, 32), (64, 64)]
+@pytest.mark.parametrize("recipe", [MSPIE, "mspie.table5_d", "mspie.table5_k"])
+def test_path_length_is_that_of_images_of_the_iterations_size(recipe):
+    """Against |J^T y| computed here, at each trained size and a lopsided one."""
+    config, family = tiny(recipe)
+    G, seen = family.nets["G"], []
+    for size in (*config.sizes(), (40, 56)):
+        step = make_step(size=size, due=["pl"], scope="G")
+        lengths = family.phases[1].loss(family.nets, step)["pl_length"]
+        chance = step.chance.of([0, 3])  # the first of each group of three
+        ws = broadcast_w(G.mapping(chance.normal("pl_z", G.z_dim)), G.num_ws).contiguous()
+        img = G.synthesis(ws, size, chance.seeds("pl_noise"))
+        y = chance.maps("pl_y", (3, *size)) / (size[0] * size[1]) ** 0.5
+        (jacobian,) = torch.autograd.grad((img * y).sum(), ws)
+        expected = jacobian.square().sum(dim=2).mean(dim=1).sqrt()
+        torch.testing.assert_close(lengths[[0, 3]] / 3, expected)  # weighted n / participants
+        seen.append(lengths[0].item())
+    assert len(set(seen)) == 4
+
+
+def test_regularisers_join_the_main_step_or_take_their_own():
+    def shape(**changes):
+        return [(p.name, p.net, p.terms, p.every, dict(p.lazy)) for p in tiny(MSPIE, **changes)[1].phases]
+
+    merged = [("D", "D", ("adv", "r1"), 1, {"r1": 16}), ("G", "G", ("adv", "pl"), 1, {"pl": 4})]
+    assert shape() == merged
+    d, g = ("D", "D", ("adv", "r1"), 1, {}), ("G", "G", ("adv",), 1, {})
+    d_reg, g_reg = ("D_reg", "D", ("r1",), 16, {"r1": 16}), ("G_reg", "G", ("pl",), 4, {"pl": 4})
+    assert shape(reg_step="separate") == [d, d_reg, g, g_reg]
+    assert shape(reg_step="separate", r1_gamma=0) == [d, g, g_reg]
+    assert shape(reg_step="separate", pl_weight=0) == [d, d_reg, g]
+
+
+def test_gradients_of_separate_steps_add_up_to_that_of_the_merged_one():
+    """Given the same draws: only what Adam makes of them differs."""
+
+    def grads(reg_step, net):
+        _, family = tiny(MSPIE, reg_step=reg_step)
+        found = []
+        for phase in family.phases:
+            if phase.net == net:
+                terms = phase.loss(family.nets, make_step(due=phase.due(0), scope=net))
+                loss = sum(terms[t].sum() * phase.lazy.get(t, 1) for t in phase.terms if t in terms)
+                params = list(family.nets[net].parameters())
+                found.append(torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True))
+        return found
+
+    for net in "DG":
+        (merged,), (main, own) = grads("merged", net), grads("separate", net)
+        assert all(any(g.any() for g in part) for part in (main, own))
+        for whole, a, b in zip(merged, main, own, strict=True):
+            torch.testing.assert_close(a + b, whole, rtol=1e-3, atol=1e-4 * max(1, whole.abs().max().item()))
+
+
+def test_the_mean_path_length_is_learnt_in_the_step_that_measures_it():
+    learns = {
+        mode: [p.name for p in tiny(MSPIE, reg_step=mode)[1].phases if p.learn] for mode in ("merged", "separate")
     }
-    assert not torch.allclose(at[(32, 32)], at[(64, 64)])
+    assert learns == {"merged": ["G"], "separate": ["G_reg"]}
 
 
 def test_the_mean_path_length_moves_by_its_decay():

@@ -21,6 +21,7 @@ NAMES = {MSPIE: ("e5ca24a9", "9736e5f0"), CIPS: ("8d6f2ef8", "9d0fe3e4")}  # of 
 ADDED = {  # each with another value than its default; after those that it needs
     "family.G.fp16_blocks=1",
     "family.D.fp16_blocks=1",
+    "family.reg_step=separate",
     "family.G.block=deconv",
     "family.G.block=up_conv family.G.padding=none",
     "family.G.block=up_conv family.G.padding=none family.G.padded_skip=true",

@@ -53,6 +53,8 @@ OTHER = {
         "family.G.channel_multiplier": 1,
         "family.G.channel_max": 12,
         "family.G.fp16_blocks": 1,
+        "family.G.block": "deconv",
+        "family.reg_step": "separate",
         "family.D.pool": 4,
         "family.scales": "[0, 2, 3]",
         "family.scale_probs": "[0, 0, 1]",
@@ -77,8 +79,16 @@ BLOCKS = {
     "data.shuffle_block": ["data.shuffle_block=3", "data.shuffle_window=4"],
     "data.shuffle_window": ["data.shuffle_block=4", "data.shuffle_window=3"],
 }
+UNPADDED = {
+    "family.G.padding": ["family.G.block=up_conv", "family.G.padding=none"],
+    "family.G.padded_skip": ["family.G.block=up_conv", "family.G.padding=none", "family.G.padded_skip=true"],
+}
 TOGETHER = {  # values that must agree with each other
-    MSPIE: {**BLOCKS, **{field: HALF[MSPIE] for field in ("family.G.num_upblocks", "family.D.resolution_px")}},
+    MSPIE: {
+        **BLOCKS,
+        **UNPADDED,
+        **{field: HALF[MSPIE] for field in ("family.G.num_upblocks", "family.D.resolution_px")},
+    },
     CIPS: {**BLOCKS, **{field: HALF[CIPS] for field in ("family.G.size_px", "family.D.resolution_px")}},
 }
 IDENTITY = {"recipe", "data.dataset_id"}  # name the run; see test_names_and_data_sets_tell_runs_apart
@@ -174,6 +184,12 @@ def test_changing_the_value_changes_what_is_trained(recipe, field, unchanged):
         assert a != b
         return
     assert trained(base(recipe, *sets)) != unchanged[recipe]
+
+
+def test_padding_and_its_skip_path_change_more_than_the_block_that_they_need(unchanged):
+    """Beside their rows above."""
+    sets = [[], ["family.G.block=up_conv"], *UNPADDED.values()]
+    assert len({trained(base(MSPIE, *one)) if one else unchanged[MSPIE] for one in sets}) == 4
 
 
 def shapes(run: RunConfig) -> list[tuple[int, ...]]:
