@@ -79,12 +79,22 @@ def check_launcher(precision: str) -> None:
         )
 
 
+def prefer_expandable_segments() -> None:
+    """For CUDA's allocator, before it starts: blocks that grow, so that several image sizes share one memory.
+
+    Without, it keeps blocks for each size, up to their sum. What the user says in the environment comes first.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # the name that every torch here reads
+
+
 class Engine:
     """This rank's place among all ranks. `world` and `rank` are what came up, checked against what was asked."""
 
     def __init__(self, precision: str, world: int, timeout_sec: int | None = None):
         """`timeout_sec`: how long a collective may take before torch gives up; torch's default if None."""
         check_launcher(precision)
+        prefer_expandable_segments()
         self.precision, self.progress = precision, Progress()
         timeout = timedelta(seconds=timeout_sec) if timeout_sec else None
         self.accelerator = Accelerator(
