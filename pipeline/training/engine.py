@@ -84,7 +84,8 @@ def prefer_expandable_segments() -> None:
 
     Without, it keeps blocks for each size, up to their sum. What the user says in the environment comes first.
     """
-    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & set(os.environ):
+    said = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & set(os.environ)
+    if torch.cuda.is_available() and not said:
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"  # the name that every torch here reads
 
 

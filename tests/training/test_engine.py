@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import UserError
-from pipeline.training.engine import Engine
+from pipeline.training.engine import Engine, prefer_expandable_segments
 from tests.runs import CIPS, ENV, MSPIE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,21 @@ def test_four_microbatches_equal_one_within_rounding_after_twenty_iterations(see
 @pytest.mark.parametrize("world", [4, 3, 2, 1])
 def test_an_engine_leaves_the_environment_as_it_was(seen, world):
     assert set().union(*(one[f"environment {world}"] for one in seen[:world])) <= TORCHS
+
+
+def test_memory_grows_in_segments_where_there_is_cuda_and_the_user_says_nothing_else(monkeypatch):
+    """On a device: tests/bench/scale_memory.py. Names are torch's, PYTORCH_ALLOC_CONF since 2.9."""
+    for present, said, expected in [
+        (True, {}, "expandable_segments:True"),
+        (True, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        (True, {"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, None),
+        (False, {}, None),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", said)
+            patch.setattr(torch.cuda, "is_available", lambda present=present: present)
+            prefer_expandable_segments()
+        assert said.get("PYTORCH_CUDA_ALLOC_CONF") == expected
 
 
 # Precision
