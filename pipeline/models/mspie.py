@@ -49,7 +49,10 @@ class MSPIEGeneratorConfig(Config):
     @model_validator(mode="after")
     def _values_agree(self) -> "MSPIEGeneratorConfig":
         if self.padding == "none" and self.block != "up_conv":
-            raise ValueError(f"padding='none' needs block='up_conv', not {self.block!r}, which has no size without")
+            raise ValueError(
+                f"padding='none' needs block='up_conv', not {self.block!r}: only that makes up for the pixels that "
+                "convolutions then take away"
+            )
         if self.padded_skip and self.padding == "zero":
             raise ValueError(
                 "padded_skip=true needs padding='none'; with padding='zero' the skip path is padded anyway"
@@ -175,9 +178,11 @@ class MSPIEGenerator(nn.Module):
 
     def noise_shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(1, h, w) of the noise map of each convolution; a block's first one, unpadded, is larger by 2."""
-        n = self.cfg.num_upblocks
-        more = [self.margin if i % 2 else 0 for i in range(len(self.convs))]
-        return [(1, *((side >> n - (i + 1) // 2) + more[i] for side in size)) for i in range(len(self.convs))]
+        (h, w), shapes = (side >> self.cfg.num_upblocks for side in size), []
+        for i in range(len(self.convs)):
+            level, more = (i + 1) // 2, self.margin * (i % 2)
+            shapes.append((1, (h << level) + more, (w << level) + more))
+        return shapes
 
     def synthesis(
         self, ws: Float[Tensor, "n num_ws w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None

@@ -34,6 +34,29 @@ def test_knobs_hand_the_drawn_size_to_the_loop():
     assert {family.knobs(n).size for n in range(0, 600, 12)} == {(32, 32), (48, 48), (64, 64)}
 
 
+@pytest.mark.parametrize(
+    ("row", "sides", "stored", "batch", "group", "kimg"),
+    [
+        ("table2_e", (256,), 256, 24, 3, 20_000),
+        ("table5_a", (256,), 256, 24, 3, 26_400),
+        ("table5_b", (512,), 512, 24, 3, 26_400),
+        ("table5_f", (256, 384, 512), 512, 24, 3, 26_400),
+        ("table5_k", (256, 384, 512), 512, 24, 3, 26_400),
+        ("table5_f_896", (256, 512, 896), 1024, 24, 3, 26_400),
+        ("table5_f_1024", (256, 512, 1024), 1024, 16, 2, 24_000),
+    ],
+)
+def test_rows_are_trained_at_the_papers_sizes_with_its_batches(row, sides, stored, batch, group, kimg):
+    run = find(f"mspie.{row}").make()
+    family = run.family
+    assert family.sizes() == tuple((side, side) for side in sides)
+    assert (run.data.size_px, run.batch_size, family.group, run.total_kimg) == (stored, batch, group, kimg)
+    assert family.size_probs() == ((0.5, 0.25, 0.25) if len(sides) == 3 else (1,))
+    seen = Counter(family.size_at(0, batch * i)[0] for i in range(400))
+    assert set(seen) == set(sides)
+    assert abs(seen[256 if 256 in sides else 512] - 400 * family.size_probs()[0]) <= 3 * (400 * 0.25) ** 0.5
+
+
 def test_optimizer_constants_are_those_of_the_lazy_correction():
     for family in (MSPIEConfig(), find("cips.table3_main").make().family):
         assert family.lrs()["G"] == pytest.approx(0.0016)
