@@ -1,0 +1,241 @@
+"""What a weight map is made of: rules from the names of a public code base to ours, and what a checkpoint is.
+
+A rule takes one pattern of their names, each name is used, dropped on purpose or refused, and what comes out is
+compared with the network that a configuration builds: name by name, shape by shape. Knows no style and no file.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.layers.resample import fir_kernel
+from pipeline.models.mspie import HEAD_PX, MSPIEGeneratorConfig
+from pipeline.models.stylegan2 import DiscriminatorConfig, channels_at
+from pipeline.spec import UserError
+
+MULTIPLIERS = range(1, 17)  # of channels, that a checkpoint's widths are tried with
+
+Weights = dict[str, Tensor]
+Settings = dict[str, tuple[Any, ...]]  # field of a configuration -> the values that fit a checkpoint
+Change = Callable[[Tensor], Tensor]
+Name = str | Callable[[re.Match[str]], str]
+
+
+@dataclass(frozen=True)
+class Take:
+    """Their key becomes `ours`, a template of the match or a function of it; `change` makes our tensor of theirs."""
+
+    theirs: str
+    ours: Name
+    change: Change = lambda t: t
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Their key has no part in what we compute; `allowed` looks at its tensor, `why` says what else it would mean."""
+
+    theirs: str
+    allowed: Callable[[Tensor], bool] = lambda t: True
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Their key belongs to a network that is none of ours."""
+
+    theirs: str
+    why: str
+
+
+Rule = Take | Drop | Refuse
+
+
+@dataclass(frozen=True)
+class Style:
+    """One public code base. `nets`: what its checkpoints call our networks; `outer`: what else stands beside them."""
+
+    nets: Mapping[str, str]
+    outer: str
+    generator: Callable[[Collection[str]], Iterable[Rule]]
+    discriminator: Callable[[Collection[str]], Iterable[Rule]]
+    is_generator: str  # how some names of each generator begin, and none of a discriminator
+    blocks: Callable[[Collection[str]], tuple[str, ...]]  # values of MSPIEGeneratorConfig.block that a G can have
+    within: str | None = None  # the entry of a file that holds all networks
+
+
+@dataclass(frozen=True)
+class Found:
+    """One network of a checkpoint: its weights under our names, what was dropped, which settings fit."""
+
+    weights: Weights
+    dropped: tuple[str, ...]
+    settings: Settings
+
+
+def is_fir(kernel: Tensor) -> bool:
+    """Is this the [1, 3, 3, 1] filter, at any gain?"""
+    ours = fir_kernel(torch.device("cpu"), torch.float32)
+    total = kernel.float().sum()
+    return kernel.shape == ours.shape and bool(total > 0) and torch.allclose(kernel.float() / total, ours, atol=1e-5)
+
+
+def drop_filters(theirs: str) -> Drop:
+    return Drop(theirs, is_fir, "its low-pass filter is not [1, 3, 3, 1]")
+
+
+def squeeze0(t: Tensor) -> Tensor:
+    return t.squeeze(0)
+
+
+def scalar(t: Tensor) -> Tensor:
+    return t.squeeze()
+
+
+def numbered(group: str, leaf: str, add: int) -> Name:
+    """`group`.N.`leaf` with N the pattern's group n plus `add`; `leaf` may be a template of the match."""
+    return lambda m: f"{group}.{int(m['n']) + add}.{m.expand(leaf)}"
+
+
+def listed(first: str, rest: str, group: str, leaves: Mapping[str, tuple[str, Change]]) -> list[Rule]:
+    """Where they give number 0 a name of its own, `first`, and count the others from 0 under `rest`."""
+    rules: list[Rule] = []
+    for theirs, (ours, change) in leaves.items():
+        rules.append(Take(rf"{first}\.{theirs}", f"{group}.0.{ours}", change))
+        rules.append(Take(rf"{rest}\.(?P<n>\d+)\.{theirs}", numbered(group, ours, 1), change))
+    return rules
+
+
+def same(t: Tensor) -> Tensor:
+    return t
+
+
+def networks(tree: Mapping[str, Any], style: Style, where: str) -> dict[str, dict[str, Any]]:
+    """"G", "G_ema" and "D" of a checkpoint, as far as there, with the names its authors gave inside each.
+
+    A file holds them as entries, or under prefixes, or is one network alone.
+    """
+    if style.within in tree:
+        tree = tree[style.within]  # type: ignore[index]
+    if found := {ours: dict(tree[theirs]) for theirs, ours in style.nets.items() if isinstance(tree.get(theirs), dict)}:
+        strangers = [key for key in tree if key not in style.nets and not re.fullmatch(style.outer, key)]
+    else:
+        found, strangers = {}, []
+        for key, value in tree.items():
+            head, _, rest = key.partition(".")
+            if head in style.nets:
+                found.setdefault(style.nets[head], {})[rest] = value
+            elif not re.fullmatch(style.outer, key):
+                strangers.append(key)
+        if not found and strangers:
+            alone = "G_ema" if any(key.startswith(style.is_generator) for key in strangers) else "D"
+            return {alone: {key: tree[key] for key in strangers}}
+    if strangers or not found:
+        names = ", ".join(style.nets)
+        seen = f"{strangers[0]!r} is none" if strangers else "there is none"
+        raise UserError(f"{where}: expected networks {names} of this style, {seen}; check --style")
+    return found
+
+
+def translate(theirs: Mapping[str, Any], rules: Iterable[Rule], where: str) -> tuple[Weights, tuple[str, ...]]:
+    """Our names and tensors (float32), and the names that were dropped; UserError at the first that has no rule."""
+    rules, weights, dropped = list(rules), {}, []
+    for key, value in theirs.items():
+        rule, match = next(((r, m) for r in rules if (m := re.fullmatch(r.theirs, key))), (None, None))
+        if rule is None or match is None:
+            raise UserError(f"{where}: {key!r} is no weight of this style's networks; check --style, or see docs/imports.md")
+        if not isinstance(value, Tensor):
+            raise UserError(f"{where}: {key!r} is {type(value).__name__}, no tensor")
+        if isinstance(rule, Refuse):
+            raise UserError(f"{where}: {key!r} belongs to {rule.why}, which no recipe has")
+        if isinstance(rule, Drop):
+            if not rule.allowed(value):
+                raise UserError(f"{where}: {key!r}: {rule.why}, so no recipe computes the same")
+            dropped.append(key)
+            continue
+        name = match.expand(rule.ours) if isinstance(rule.ours, str) else rule.ours(match)
+        if name in weights:
+            raise UserError(f"{where}: {key!r} and another key are both {name!r}")
+        try:
+            weights[name] = rule.change(value).float().contiguous()
+        except (RuntimeError, IndexError) as e:
+            raise UserError(f"{where}: {key!r} has shape {tuple(value.shape)}, which is no {name!r}") from e
+    return weights, tuple(dropped)
+
+
+def _count(weights: Weights, pattern: str) -> int:
+    return len({m[1] for key in weights if (m := re.match(pattern, key))})
+
+
+def _need(weights: Weights, key: str, where: str) -> Tensor:
+    if key not in weights:
+        raise UserError(f"{where}: nothing in it is our {key!r}; the file is incomplete")
+    return weights[key]
+
+
+def _multipliers(sides: Iterable[int], widths: list[int], channel_max: int) -> tuple[int, ...]:
+    sides = list(sides)
+    return tuple(m for m in MULTIPLIERS if [channels_at(side, m, channel_max) for side in sides] == widths)
+
+
+def generator_settings(weights: Weights, blocks: tuple[str, ...], where: str) -> Settings:
+    """Fields of MSPIEGeneratorConfig that the weights tell; the up-sampling is told by the style."""
+    first = _need(weights, "convs.0.conv.weight", where)
+    mapping = _need(weights, "mapping.layers.0.weight", where)
+    upblocks = _count(weights, r"to_rgbs\.(\d+)\.") - 1
+    widths = [first.shape[0]]
+    widths += [_need(weights, f"convs.{2 * i}.conv.weight", where).shape[0] for i in range(1, upblocks + 1)]
+    const, settings = weights.get("const"), {}
+    settings["num_upblocks"] = (upblocks,)
+    settings["head"] = ("const",) if const is not None else ("csg",) if first.shape[1] == 2 else ("spe",)
+    settings["mapping_layers"] = (_count(weights, r"mapping\.layers\.(\d+)\."),)
+    settings["z_dim"], settings["w_dim"] = (mapping.shape[1],), (mapping.shape[0],)
+    settings["channel_max"] = (widths[0],)
+    settings["channel_multiplier"] = _multipliers((HEAD_PX << i for i in range(upblocks + 1)), widths, widths[0])
+    settings["block"] = blocks
+    if const is not None:
+        settings["padding"] = ("none",) if const.shape[-1] == HEAD_PX + 2 else ("zero",)
+    return settings
+
+
+def discriminator_settings(weights: Weights, where: str) -> Settings:
+    """Fields of DiscriminatorConfig that the weights tell."""
+    conv, fc = _need(weights, "conv.weight", where), _need(weights, "fc0.weight", where)
+    blocks = _count(weights, r"blocks\.(\d+)\.")
+    names = ["from_rgb.weight", *(f"blocks.{i}.conv1.weight" for i in range(blocks))]
+    widths = [_need(weights, name, where).shape[0] for name in names]
+    side = round((fc.shape[1] / conv.shape[0]) ** 0.5)
+    sides = [HEAD_PX << i for i in reversed(range(blocks + 1))]
+    return {
+        "resolution_px": (HEAD_PX << blocks,),
+        "channel_max": (conv.shape[0],),
+        "channel_multiplier": _multipliers(sides, widths, conv.shape[0]),
+        "pool": (None, 4) if side == 4 else (side,),
+    }
+
+
+def misfit(settings: Settings, config: MSPIEGeneratorConfig | DiscriminatorConfig) -> str:
+    """The first field of a configuration that is not the checkpoint's, in words; empty where all agree."""
+    for field, fits in settings.items():
+        have = getattr(config, field)
+        if have not in fits:
+            theirs = " or ".join(map(repr, fits)) or "none (its widths follow no rule of ours)"
+            return f"{field}={have!r}, the checkpoint's is {theirs}"
+    return ""
+
+
+def check_complete(weights: Weights, config: MSPIEGeneratorConfig | DiscriminatorConfig, where: str) -> None:
+    """UserError at the first weight of the configured network that is missing, too much or of another shape."""
+    with torch.device("meta"):
+        ours = config.build().state_dict()
+    for name, tensor in ours.items():
+        shape = tuple(_need(weights, name, where).shape)
+        if shape != tuple(tensor.shape):
+            raise UserError(f"{where}: our {name!r} has shape {shape} there, this recipe's is {tuple(tensor.shape)}")
+    for name in weights:
+        if name not in ours:
+            raise UserError(f"{where}: it has {name!r}, this recipe's network has not")
