@@ -15,14 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.models.imports import mmgeneration, nvlabs, rosinality
-from pipeline.models.imports.weightmap import (
-    Found,
-    Style,
-    discriminator_settings,
-    generator_settings,
-    networks,
-    translate,
-)
+from pipeline.models.imports.weightmap import Found as Found
+from pipeline.models.imports.weightmap import Style, discriminator_settings, generator_settings, networks, translate
 from pipeline.models.imports.weightmap import check_complete as check_complete
 from pipeline.models.imports.weightmap import misfit as misfit
 from pipeline.spec import UserError

@@ -7,7 +7,6 @@ compared with the network that a configuration builds: name by name, shape by sh
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def same(t: Tensor) -> Tensor:
 
 
 def networks(tree: Mapping[str, Any], style: Style, where: str) -> dict[str, dict[str, Any]]:
-    """"G", "G_ema" and "D" of a checkpoint, as far as there, with the names its authors gave inside each.
+    """ "G", "G_ema" and "D" of a checkpoint, as far as there, with the names its authors gave inside each.
 
     A file holds them as entries, or under prefixes, or is one network alone.
     """
@@ -147,7 +146,9 @@ def translate(theirs: Mapping[str, Any], rules: Iterable[Rule], where: str) -> t
     for key, value in theirs.items():
         rule, match = next(((r, m) for r in rules if (m := re.fullmatch(r.theirs, key))), (None, None))
         if rule is None or match is None:
-            raise UserError(f"{where}: {key!r} is no weight of this style's networks; check --style, or see docs/imports.md")
+            raise UserError(
+                f"{where}: {key!r} is no weight of this style's networks; check --style, or see docs/imports.md"
+            )
         if not isinstance(value, Tensor):
             raise UserError(f"{where}: {key!r} is {type(value).__name__}, no tensor")
         if isinstance(rule, Refuse):
@@ -197,6 +198,7 @@ def generator_settings(weights: Weights, blocks: tuple[str, ...], where: str) ->
     settings["channel_max"] = (widths[0],)
     settings["channel_multiplier"] = _multipliers((HEAD_PX << i for i in range(upblocks + 1)), widths, widths[0])
     settings["block"] = blocks
+    settings["padded_skip"] = (True,)  # where there is no padding: all public code pads the RGB skip path
     if const is not None:
         settings["padding"] = ("none",) if const.shape[-1] == HEAD_PX + 2 else ("zero",)
     return settings
@@ -222,7 +224,7 @@ def misfit(settings: Settings, config: MSPIEGeneratorConfig | DiscriminatorConfi
     """The first field of a configuration that is not the checkpoint's, in words; empty where all agree."""
     for field, fits in settings.items():
         have = getattr(config, field)
-        if have not in fits:
+        if have not in fits and not (field == "padded_skip" and getattr(config, "padding", "") == "zero"):
             theirs = " or ".join(map(repr, fits)) or "none (its widths follow no rule of ours)"
             return f"{field}={have!r}, the checkpoint's is {theirs}"
     return ""

@@ -1,0 +1,115 @@
+"""The verb of the command line that takes over public checkpoints. Thin; the weight maps are pipeline/models/imports.
+
+Writes what sampling needs: config.json (the recipe's RunConfig) and weights as safetensors. Knows no training.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.families.mspie import MSPIEConfig
+    from pipeline.models.imports import Found
+
+PADDED_SKIP = "family.G.padded_skip=true"  # without padding, public code still pads its RGB skip path
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="Public checkpoint: .safetensors, .pt or .pth.")],
+    recipe: Annotated[str, typer.Argument(help="The row it was trained as, for example mspie.table5_a.")],
+    style: Annotated[str, typer.Option(help="Whose names: rosinality, mmgeneration or nvlabs.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, for graticule sample.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe.")] = None,
+) -> None:
+    """A public StyleGAN2 or MS-PIE checkpoint as G_ema, and D where there is one, of a recipe."""
+    from pipeline.config import nearest, override
+    from pipeline.families.mspie import MSPIEConfig
+    from pipeline.models.imports import STYLES, check_complete, load_checkpoint, read
+    from pipeline.recipes import find
+
+    if style not in STYLES:
+        raise UserError(f"style={style!r} is unknown; {nearest(style, STYLES)}")
+    run = override(find(recipe).make(), set_ or [])
+    family = run.family
+    if not isinstance(family, MSPIEConfig):
+        raise UserError(f"recipe={recipe!r} has no StyleGAN2 networks; use one of mspie's (`graticule recipes`)")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={str(out)!r} is there already and not an empty folder; choose another")
+    where = f"file={str(file)!r}"
+    found = read(load_checkpoint(file), STYLES[style], where)
+    if "G_ema" not in found and "G" not in found:
+        raise UserError(f"{where}: holds a discriminator and no generator; nothing could be sampled")
+    generator = "G_ema" if "G_ema" in found else "G"
+    nets = {"G_ema": found[generator]} | {name: found[name] for name in ("D",) if name in found}
+    rows = _rows_that_fit(nets)
+    for name, net in nets.items():
+        _check_row(net, name, family, where, rows)
+        check_complete(net.weights, family.D if name == "D" else family.G, f"{where}, {name}")
+    _write(out, run.to_json(), nets)
+    for name, net in nets.items():
+        count = sum(t.numel() for t in net.weights.values())
+        print(f"{out / name}.safetensors: {count:,} parameters; left out {len(net.dropped)} buffers of theirs")
+    if generator == "G":
+        print("note: the checkpoint has no moving average; G_ema is its G")
+    if others := [row for row in rows if row.split()[0] != recipe]:
+        print(f"note: names and shapes cannot tell {recipe} from {', '.join(others)}; be sure of the row")
+    print(f"look at it with: graticule sample {out}")
+
+
+VERBS = (import_,)
+
+
+def _misfit(net: "Found", name: str, family: "MSPIEConfig") -> str:
+    from pipeline.models.imports import misfit
+
+    return misfit(net.settings, family.D if name == "D" else family.G)
+
+
+def _rows_that_fit(nets: "dict[str, Found]") -> list[str]:
+    """Recipes, with the override some of them need, whose networks have a checkpoint's settings."""
+    from pipeline.config import override
+    from pipeline.families.mspie import MSPIEConfig
+    from pipeline.recipes import recipes
+
+    rows = []
+    for recipe in recipes().values():
+        family = recipe.make().family
+        if isinstance(family, MSPIEConfig):
+            words = [PADDED_SKIP] if family.G.padding == "none" and not family.G.padded_skip else []
+            family = override(family, [word.removeprefix("family.") for word in words])
+            if not any(_misfit(net, name, family) for name, net in nets.items()):
+                rows.append(" --set ".join([recipe.name, *words]))
+    return rows
+
+
+def _check_row(net: "Found", name: str, family: "MSPIEConfig", where: str, rows: list[str]) -> None:
+    """UserError where the checkpoint is of another row, with those that it could be of."""
+    problem = _misfit(net, name, family)
+    if not problem:
+        return
+    part = "D" if name == "D" else "G"
+    if problem.startswith("padded_skip="):
+        advice = f"--set {PADDED_SKIP} fits"
+    elif rows:
+        advice = f"these fit: {', '.join(rows)}"
+    else:
+        advice = "no recipe fits as it is; set that field and those it depends on with --set"
+    raise UserError(f"{where}, {name}: family.{part}.{problem}; {advice}")
+
+
+def _write(out: Path, config: str, nets: "dict[str, Found]") -> None:
+    """Weights first: config.json is what makes the folder one to sample."""
+    from safetensors.torch import save
+
+    from pipeline.config import write_atomic
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, net in nets.items():
+            write_atomic(out / f"{name}.safetensors", save(net.weights))
+        write_atomic(out / "config.json", config)
+    except OSError as e:
+        raise UserError(f"out={str(out)!r} cannot be written ({e.strerror or e}); choose another folder") from e
