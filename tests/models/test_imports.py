@@ -1,4 +1,4 @@
-"""Public checkpoints: state dicts made here key for key as public code names them, against a forward pass in their terms.
+"""Public checkpoints: state dicts made here, key for key as public code names them, and a forward pass in its terms.
 
 The forward below knows their names and nothing of ours: modulated weights sample by sample, filters tap by tap,
 transposed convolutions as zeros put in and a convolution. Noise is the one thing shared: our maps, given to both.
@@ -49,10 +49,6 @@ class Names:
     buffers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     filters: tuple[str, ...] = ()
     D_filters: tuple[str, ...] = ()
-
-
-def listed(*names: str) -> tuple[str, ...]:
-    return names
 
 
 ROSINALITY = Names(
@@ -117,9 +113,15 @@ NVLABS = Names(
     batched=False,
     buffers={"mapping.w_avg": (C,), "synthesis.b8.conv0.noise_const": (8, 8), "synthesis.b4.conv1.noise_const": (4, 4)},
     filters=("synthesis.b4.resample_filter", "synthesis.b8.resample_filter", "synthesis.b8.conv0.resample_filter"),
-    D_filters=("b16.resample_filter", "b16.fromrgb.resample_filter", "b8.conv1.resample_filter", "b4.conv.resample_filter"),
+    D_filters=(
+        "b16.resample_filter",
+        "b16.fromrgb.resample_filter",
+        "b8.conv1.resample_filter",
+        "b4.conv.resample_filter",
+    ),
 )
 NAMES = {"rosinality": ROSINALITY, "mmgeneration": MMGENERATION, "nvlabs": NVLABS}
+SKIP = " --set family.G.padded_skip=true"
 TAPS = torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
 
 
@@ -358,8 +360,9 @@ def test_a_pickle_of_classes_is_refused_and_none_of_it_is_run(tmp_path, name):
     [
         ("absent.pt", None, "no such file"),
         ("cut.safetensors", b"\x08\0\0\0", "cut short"),
-        ("text.pth", b"<html>", "as tensors alone"),
-        ("empty.pt", b"", "as tensors alone"),
+        ("text.pth", b"<html>", "6 bytes of something else"),
+        ("empty.pt", b"", "damaged, or no checkpoint"),
+        ("cut.pt", b"PK\3\4and no more", "damaged, or no checkpoint"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name, content, said):
@@ -367,6 +370,11 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name, content, said):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         load_checkpoint(tmp_path / name)
+
+
+def take_over(made, style: str) -> None:
+    for net, found in read(made, STYLES[style], "x").items():
+        check_complete(found.weights, D if net == "D" else G, "x")
 
 
 def broken(key: str, to: torch.Tensor | None, style: str = "rosinality", of=generator_dict):
@@ -386,21 +394,23 @@ def broken(key: str, to: torch.Tensor | None, style: str = "rosinality", of=gene
         (broken("convs.3.activate.bias", torch.ones(C + 1)), r"'convs.4.bias' has shape \(9,\)"),
         (broken("convs.9.activate.bias", torch.ones(C)), "it has 'convs.10.bias'"),
         (broken("convs.0.conv.blur.kernel", torch.ones(4, 4)), r"low-pass filter is not \[1, 3, 3, 1\]"),
-        (broken("to_rgb1.bias", torch.tensor(1.0), "mmgeneration"), "no 'to_rgbs.0.bias'"),
+        (
+            broken("convs.0.0.conv.weight_orig", torch.ones(3), "mmgeneration", discriminator_dict),
+            "no 'from_rgb.weight'",
+        ),
         (broken("mapping.embed.weight", torch.ones(C, C), "nvlabs"), "class-conditional"),
         (broken("synthesis.b8.skip.weight", torch.ones(C, C, 1, 1), "nvlabs"), "'resnet' architecture"),
         (broken("synthesis.L0_36_512.weight", torch.ones(1), "nvlabs"), "StyleGAN3"),
         (broken("b8.fromrgb.weight", torch.ones(1), "nvlabs", discriminator_dict), "'skip' architecture"),
         (("nvlabs", generator_dict(ROSINALITY)), "check --style"),
         (("rosinality", {}), "check --style"),
-        (("rosinality", {"style.1.weight": 3}), "is int, no tensor"),
+        (("rosinality", {"to_rgb1.bias": 3}), "is int, no tensor"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(checkpoint, said):
     style, made = checkpoint
     with pytest.raises(UserError, match=said) as refused:
-        for net, found in read(made, STYLES[style], "x").items():
-            check_complete(found.weights, D if net == "D" else G, "x")
+        take_over(made, style)
     assert "\n" not in str(refused.value)
 
 
@@ -428,10 +438,11 @@ def test_the_release_pads_its_skip_path_without_saying_so_in_any_weight():
 @pytest.mark.parametrize(
     ("recipe", "rows"),
     [
-        ("mspie.table5_i", ["table5_d", "table5_i --set family.G.padded_skip=true"]),
-        ("mspie.table5_h", ["table5_h --set family.G.padded_skip=true"]),
+        ("mspie.table5_i", ["table5_d", f"table5_i{SKIP}"]),
+        ("mspie.table5_h", [f"table5_h{SKIP}"]),
         ("mspie.table5_c", ["table5_c"]),
-        ("mspie.table5_g", ["table5_g", "table5_f_1024"]),
+        ("mspie.table5_f", ["table5_e", "table5_f", f"table5_j{SKIP}", f"table5_k{SKIP}", "table5_f_896"]),
+        ("mspie.table5_g", ["table5_g"]),
     ],
 )
 def test_the_rows_that_a_published_checkpoint_may_be_of_are_named(recipe, rows):
@@ -466,8 +477,8 @@ def backwards_d(key: str) -> str:
     group, *rest = key.split(".")
     if group == "blocks":
         block, layer, leaf = rest
-        names = dict(zip(("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight"), range(5)))
-        return MMGENERATION.blocks[0][names[f"{layer}.{leaf}"]].replace("convs.1", f"convs.{int(block) + 1}", 1)
+        order = ("conv0.weight", "conv0.bias", "conv1.weight", "conv1.bias", "skip.weight")
+        return MMGENERATION.blocks[0][order.index(f"{layer}.{leaf}")].replace("convs.1", f"convs.{int(block) + 1}", 1)
     pairs = {"from_rgb": MMGENERATION.from_rgb, "conv": MMGENERATION.final}
     pairs |= {"fc0": MMGENERATION.fcs[0], "fc1": MMGENERATION.fcs[1]}
     return pairs[group][rest[0] == "bias"]
@@ -506,7 +517,6 @@ def test_the_command_makes_a_folder_that_is_sampled_as_the_checkpoint_is(graticu
     ("change", "said"),
     [
         ({"recipe": "mspie.table5_f"}, "family.G.head='spe', the checkpoint's is 'const'; no recipe fits as it is"),
-        ({"recipe": "cips.table3_main"}, "Extra" if False else "family.G"),
         ({"style": "rosinalty"}, "did you mean 'rosinality'?"),
         ({"style": "nvlabs"}, "check --style"),
         ({"file": "absent.pt"}, "no such file"),
@@ -516,8 +526,11 @@ def test_the_command_makes_a_folder_that_is_sampled_as_the_checkpoint_is(graticu
     ],
 )
 def test_a_wrong_word_to_import_writes_nothing(graticule, tmp_path, change, said):
-    save_file({f"g.{k}": t for k, t in generator_dict(ROSINALITY).items()}
-              | {f"d.{k}": t for k, t in discriminator_dict(ROSINALITY).items()}, tmp_path / "x.safetensors")
+    save_file(
+        {f"g.{k}": t for k, t in generator_dict(ROSINALITY).items()}
+        | {f"d.{k}": t for k, t in discriminator_dict(ROSINALITY).items()},
+        tmp_path / "x.safetensors",
+    )
     save_file(discriminator_dict(ROSINALITY), tmp_path / "d.safetensors")
     file = tmp_path / change.pop("file", "x.safetensors")
     code, _, err = graticule(*words(file, tmp_path / "out", **change))
@@ -525,3 +538,16 @@ def test_a_wrong_word_to_import_writes_nothing(graticule, tmp_path, change, said
     assert said in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_without_these_networks_is_refused(graticule, tmp_path):
+    code, _, err = graticule("import", "x.pt", "cips.table3_main", "--style", "nvlabs", "--out", tmp_path / "out")
+    assert code == 2
+    assert "no StyleGAN2 networks" in err
+
+
+def test_a_checkpoint_without_an_average_says_so(graticule, tmp_path):
+    torch.save({"g": generator_dict(ROSINALITY)}, tmp_path / "x.pt")
+    code, out, err = graticule(*words(tmp_path / "x.pt", tmp_path / "out"))
+    assert code == 0, err
+    assert "no moving average" in out

@@ -5,7 +5,9 @@ torch.load(weights_only=True). Knows no recipe and writes nothing.
 """
 
 import argparse
+import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,8 @@ STYLES: dict[str, Style] = {
 }
 
 CONVERT = (
-    "where its authors' code runs, save tensors alone: "
-    "safetensors.torch.save_file(G.state_dict(), 'G.safetensors'), and import that"
+    "where its authors' code runs, save the tensors alone with "
+    "safetensors.torch.save_file(G.state_dict(), 'G.safetensors') and import that"
 )
 
 
@@ -44,16 +46,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options beside the weights; plain attributes
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():  # plain attributes
+            warnings.simplefilter("ignore")  # of old pickles; what matters is raised
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as e:
         raise UserError(f"{where}: no safetensors file, or cut short ({e}); fetch it again") from e
-    except Exception as e:  # of a damaged or foreign file torch.load raises what the damage happens to cause
-        if named := re.search(r"Unsupported (?:global|class|operand)\S* (?:GLOBAL )?([\w.]+)", str(e)):
-            raise UserError(
-                f"{where}: a pickle that needs {named[1]}; reading it would run code, so it is refused; {CONVERT}"
-            ) from e
-        raise UserError(f"{where}: cannot be read as tensors alone ({type(e).__name__}); {CONVERT}") from e
+    except pickle.UnpicklingError as e:
+        with path.open("rb") as f:
+            if not f.read(2).startswith((b"\x80", b"PK")):
+                raise UserError(f"{where}: no checkpoint, but {path.stat().st_size} bytes of something else") from e
+        named = re.search(r"GLOBAL ([\w.]+)", str(e))
+        what = named[1] if named else "classes"
+        raise UserError(f"{where}: a pickle of {what}; reading it runs code, so it is refused; {CONVERT}") from e
+    except Exception as e:  # of a damaged file torch.load raises what the damage happens to cause
+        raise UserError(f"{where}: damaged, or no checkpoint ({type(e).__name__}); fetch it again") from e
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: holds one {type(tree).__name__}, no state dict; {CONVERT}")
     return dict(tree)
