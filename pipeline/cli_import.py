@@ -45,8 +45,8 @@ def import_(
     generator = "G_ema" if "G_ema" in found else "G"
     nets = {"G_ema": found[generator]} | {name: found[name] for name in ("D",) if name in found}
     rows = _rows_that_fit(nets)
+    _check_row(nets, family, where, rows)
     for name, net in nets.items():
-        _check_row(net, name, family, where, rows)
         check_complete(net.weights, family.D if name == "D" else family.G, f"{where}, {name}")
     _write(out, run.to_json(), nets)
     for name, net in nets.items():
@@ -62,10 +62,17 @@ def import_(
 VERBS = (import_,)
 
 
-def _misfit(net: "Found", name: str, family: "MSPIEConfig") -> str:
-    from pipeline.models.imports import misfit
+def _misfits(nets: "dict[str, Found]", family: "MSPIEConfig") -> dict[str, tuple]:
+    """Keys of a recipe that are not as in the checkpoint, and the values that would be."""
+    from pipeline.models.imports import misfits
 
-    return misfit(net.settings, family.D if name == "D" else family.G)
+    parts = {"D" if name == "D" else "G": net.settings for name, net in nets.items()}
+    configs = {"G": family.G, "D": family.D}
+    return {
+        f"family.{part}.{field}": fits
+        for part, settings in parts.items()
+        for field, fits in misfits(settings, configs[part]).items()
+    }
 
 
 def _rows_that_fit(nets: "dict[str, Found]") -> list[str]:
@@ -80,24 +87,27 @@ def _rows_that_fit(nets: "dict[str, Found]") -> list[str]:
         if isinstance(family, MSPIEConfig):
             words = [PADDED_SKIP] if family.G.padding == "none" and not family.G.padded_skip else []
             family = override(family, [word.removeprefix("family.") for word in words])
-            if not any(_misfit(net, name, family) for name, net in nets.items()):
+            if not _misfits(nets, family):
                 rows.append(" --set ".join([recipe.name, *words]))
     return rows
 
 
-def _check_row(net: "Found", name: str, family: "MSPIEConfig", where: str, rows: list[str]) -> None:
-    """UserError where the checkpoint is of another row, with those that it could be of."""
-    problem = _misfit(net, name, family)
-    if not problem:
+def _check_row(nets: "dict[str, Found]", family: "MSPIEConfig", where: str, rows: list[str]) -> None:
+    """UserError where the checkpoint is of another row, with those it can be of, or else what makes this one fit."""
+    wrong = _misfits(nets, family)
+    if not wrong:
         return
-    part = "D" if name == "D" else "G"
-    if problem.startswith("padded_skip="):
-        advice = f"--set {PADDED_SKIP} fits"
-    elif rows:
-        advice = f"these fit: {', '.join(rows)}"
-    else:
-        advice = "no recipe fits as it is; set that field and those it depends on with --set"
-    raise UserError(f"{where}, {name}: family.{part}.{problem}; {advice}")
+    key, fits = next(iter(wrong.items()))
+    have = getattr(getattr(family, key.split(".")[1]), key.split(".")[2])
+    if not fits:
+        raise UserError(f"{where}: {key}={have!r}, but its widths follow no rule that these networks have")
+    advice = f"these fit: {', '.join(rows)}"
+    if not rows:
+        px = {"family.D.resolution_px": (4 << wrong.get("family.G.num_upblocks", (family.G.num_upblocks,))[0],)}
+        words = [f"--set {k}={v[0]}" for k, v in (px | wrong).items() if k in wrong or v[0] != family.D.resolution_px]
+        advice = f"no recipe fits as it is; {' '.join(words)} may"
+    theirs = " or ".join(map(repr, fits))
+    raise UserError(f"{where}: {key}={have!r}, the checkpoint's is {theirs}; {advice}")
 
 
 def _write(out: Path, config: str, nets: "dict[str, Found]") -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.cli_import import _rows_that_fit
 from pipeline.layers.noise import noise_maps
-from pipeline.models.imports import STYLES, check_complete, load_checkpoint, misfit, read
+from pipeline.models.imports import STYLES, check_complete, load_checkpoint, misfits, read
 from pipeline.models.mspie import MSPIEGeneratorConfig
 from pipeline.models.stylegan2 import DiscriminatorConfig, broadcast_w
 from pipeline.spec import UserError
@@ -278,7 +278,7 @@ def test_an_imported_generator_makes_the_images_of_the_public_code(style, config
     names = NAMES[style]
     made = generator_dict(names, config.head, head_px)
     found = read(made, STYLES[style], "x")["G_ema"]
-    assert not misfit(found.settings, config)
+    assert not misfits(found.settings, config)
     check_complete(found.weights, config, "x")
     net = config.build()
     net.load_state_dict(found.weights)
@@ -297,7 +297,7 @@ def test_an_imported_discriminator_gives_the_logits_of_the_public_code(style):
     names, pool = NAMES[style], 2 if style == "mmgeneration" else None
     made = discriminator_dict(names, pool or 4)
     found, config = read(made, STYLES[style], "x")["D"], D.replace(pool=pool)
-    assert not misfit(found.settings, config)
+    assert not misfits(found.settings, config)
     check_complete(found.weights, config, "x")
     net = config.build()
     net.load_state_dict(found.weights)
@@ -415,24 +415,34 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint, said):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "wrong"),
     [
-        (G.replace(head="spe"), "head='spe', the checkpoint's is 'const'"),
-        (G.replace(num_upblocks=3), "num_upblocks=3, the checkpoint's is 2"),
-        (G.replace(mapping_layers=8), "mapping_layers=8, the checkpoint's is 2"),
-        (G.replace(channel_max=16), "channel_max=16, the checkpoint's is 8"),
-        (G.replace(w_dim=16), "w_dim=16, the checkpoint's is 8"),
-        (G.replace(block="conv_up"), "block='conv_up', the checkpoint's is 'deconv'"),
-        (UNPADDED.replace(padded_skip=False), "block='up_conv', the checkpoint's is 'deconv'"),
+        (G.replace(head="spe"), {"head": ("const",)}),
+        (G.replace(num_upblocks=3), {"num_upblocks": (2,)}),
+        (G.replace(mapping_layers=8), {"mapping_layers": (2,)}),
+        (G.replace(channel_max=16), {"channel_max": (8,)}),
+        (G.replace(w_dim=16), {"w_dim": (8,)}),
+        (G.replace(z_dim=16), {"z_dim": (8,)}),
+        (G.replace(block="conv_up"), {"block": ("deconv",)}),
+        (UNPADDED, {"block": ("deconv",), "padding": ("zero",)}),
     ],
 )
-def test_a_checkpoint_of_another_row_is_told_by_its_settings(config, said):
-    assert misfit(read(generator_dict(ROSINALITY), STYLES["rosinality"], "x")["G_ema"].settings, config) == said
+def test_a_checkpoint_of_another_row_is_told_by_its_settings(config, wrong):
+    assert misfits(read(generator_dict(ROSINALITY), STYLES["rosinality"], "x")["G_ema"].settings, config) == wrong
+
+
+@pytest.mark.parametrize("pool", [None, 2, 4])
+@pytest.mark.parametrize("style", STYLES)
+def test_a_discriminator_of_another_row_is_told_by_its_settings(style, pool):
+    found = read(discriminator_dict(NAMES[style], pool or 4), STYLES[style], "x")["D"]
+    assert not misfits(found.settings, D.replace(pool=pool))
+    wrong = D.replace(pool=3, resolution_px=32, channel_max=16)
+    assert set(misfits(found.settings, wrong)) == {"pool", "resolution_px", "channel_max"}
 
 
 def test_the_release_pads_its_skip_path_without_saying_so_in_any_weight():
     found = read(generator_dict(MMGENERATION, head_px=6), STYLES["mmgeneration"], "x")["G_ema"]
-    assert misfit(found.settings, UNPADDED.replace(padded_skip=False)) == "padded_skip=False, the checkpoint's is True"
+    assert misfits(found.settings, UNPADDED.replace(padded_skip=False)) == {"padded_skip": (True,)}
 
 
 @pytest.mark.parametrize(
@@ -517,6 +527,7 @@ def test_the_command_makes_a_folder_that_is_sampled_as_the_checkpoint_is(graticu
     ("change", "said"),
     [
         ({"recipe": "mspie.table5_f"}, "family.G.head='spe', the checkpoint's is 'const'; no recipe fits as it is"),
+        ({"recipe": "mspie.table5_c"}, "family.G.block='conv_up', the checkpoint's is 'deconv'"),
         ({"style": "rosinalty"}, "did you mean 'rosinality'?"),
         ({"style": "nvlabs"}, "check --style"),
         ({"file": "absent.pt"}, "no such file"),
@@ -551,3 +562,14 @@ def test_a_checkpoint_without_an_average_says_so(graticule, tmp_path):
     code, out, err = graticule(*words(tmp_path / "x.pt", tmp_path / "out"))
     assert code == 0, err
     assert "no moving average" in out
+
+
+def test_what_a_refusal_advises_is_accepted(graticule, tmp_path):
+    torch.save({"g": generator_dict(ROSINALITY)}, tmp_path / "x.pt")
+    word = ["import", tmp_path / "x.pt", "mspie.table5_a", "--style", "rosinality", "--out", tmp_path / "out"]
+    code, _, err = graticule(*word)
+    assert code == 2
+    advised = [w for w in err.split() if "=" in w and w.startswith("family") and "num_upblocks=6," not in w]
+    assert set(advised) == set(SMALL) - {f"family.D.channel_max={C}"}  # there is no D to tell its width
+    code, _, err = graticule(*word, *(w for a in advised for w in ("--set", a)))
+    assert code == 0, err

@@ -20,7 +20,7 @@ from pipeline.models.imports import mmgeneration, nvlabs, rosinality
 from pipeline.models.imports.weightmap import Found as Found
 from pipeline.models.imports.weightmap import Style, discriminator_settings, generator_settings, networks, translate
 from pipeline.models.imports.weightmap import check_complete as check_complete
-from pipeline.models.imports.weightmap import misfit as misfit
+from pipeline.models.imports.weightmap import misfits as misfits
 from pipeline.spec import UserError
 
 STYLES: dict[str, Style] = {

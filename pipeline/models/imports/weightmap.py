@@ -220,14 +220,12 @@ def discriminator_settings(weights: Weights, where: str) -> Settings:
     }
 
 
-def misfit(settings: Settings, config: MSPIEGeneratorConfig | DiscriminatorConfig) -> str:
-    """The first field of a configuration that is not the checkpoint's, in words; empty where all agree."""
-    for field, fits in settings.items():
-        have = getattr(config, field)
-        if have not in fits and not (field == "padded_skip" and getattr(config, "padding", "") == "zero"):
-            theirs = " or ".join(map(repr, fits)) or "none (its widths follow no rule of ours)"
-            return f"{field}={have!r}, the checkpoint's is {theirs}"
-    return ""
+def misfits(settings: Settings, config: MSPIEGeneratorConfig | DiscriminatorConfig) -> Settings:
+    """The fields of a configuration that are not the checkpoint's, and the values that would be."""
+    told = dict(settings)
+    if getattr(config, "padding", "") == "zero":
+        told.pop("padded_skip", None)  # says nothing there
+    return {field: fits for field, fits in told.items() if getattr(config, field) not in fits}
 
 
 def check_complete(weights: Weights, config: MSPIEGeneratorConfig | DiscriminatorConfig, where: str) -> None:
