@@ -3,6 +3,8 @@
 Writes what sampling needs: config.json (the recipe's RunConfig) and weights as safetensors. Knows no training.
 """
 
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,22 +106,28 @@ def _check_row(nets: "dict[str, Found]", family: "MSPIEConfig", where: str, rows
     advice = f"these fit: {', '.join(rows)}"
     if not rows:
         px = {"family.D.resolution_px": (4 << wrong.get("family.G.num_upblocks", (family.G.num_upblocks,))[0],)}
-        words = [f"--set {k}={v[0]}" for k, v in (px | wrong).items() if k in wrong or v[0] != family.D.resolution_px]
+        wrong = {k: v for k, v in (px | wrong).items() if k in wrong or v[0] != family.D.resolution_px}
+        words = [f"--set {k}={'null' if v[0] is None else v[0]}" for k, v in wrong.items()]
         advice = f"no recipe fits as it is; {' '.join(words)} may"
     theirs = " or ".join(map(repr, fits))
     raise UserError(f"{where}: {key}={have!r}, the checkpoint's is {theirs}; {advice}")
 
 
 def _write(out: Path, config: str, nets: "dict[str, Found]") -> None:
-    """Weights first: config.json is what makes the folder one to sample."""
+    """The whole folder under another name, then renamed."""
     from safetensors.torch import save
 
     from pipeline.config import write_atomic
 
+    out = out.absolute()
+    temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        temp.mkdir(parents=True)
         for name, net in nets.items():
-            write_atomic(out / f"{name}.safetensors", save(net.weights))
-        write_atomic(out / "config.json", config)
+            write_atomic(temp / f"{name}.safetensors", save(net.weights))
+        write_atomic(temp / "config.json", config)
+        os.replace(temp, out)
     except OSError as e:
         raise UserError(f"out={str(out)!r} cannot be written ({e.strerror or e}); choose another folder") from e
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)

@@ -396,7 +396,7 @@ def broken(key: str, to: torch.Tensor | None, style: str = "rosinality", of=gene
         (broken("convs.0.conv.blur.kernel", torch.ones(4, 4)), r"low-pass filter is not \[1, 3, 3, 1\]"),
         (
             broken("convs.0.0.conv.weight_orig", torch.ones(3), "mmgeneration", discriminator_dict),
-            "no 'from_rgb.weight'",
+            "is no weight of ours",
         ),
         (broken("mapping.embed.weight", torch.ones(C, C), "nvlabs"), "class-conditional"),
         (broken("synthesis.b8.skip.weight", torch.ones(C, C, 1, 1), "nvlabs"), "'resnet' architecture"),
@@ -404,7 +404,15 @@ def broken(key: str, to: torch.Tensor | None, style: str = "rosinality", of=gene
         (broken("b8.fromrgb.weight", torch.ones(1), "nvlabs", discriminator_dict), "'skip' architecture"),
         (("nvlabs", generator_dict(ROSINALITY)), "check --style"),
         (("rosinality", {}), "check --style"),
-        (("rosinality", {"to_rgb1.bias": 3}), "is int, no tensor"),
+        (broken("conv1.conv.weight", torch.ones(1)), r"'convs.0.conv.weight' has shape \(\)"),
+        (broken("style.1.weight", torch.ones(C, 0)), r"'mapping.layers.0.weight' has shape \(8, 0\)"),
+        (broken("style.2.bias", torch.ones(C, dtype=torch.int64)), "'style.2.bias' is torch.int64"),
+        (broken(f"convs.{'9' * 5000}.activate.bias", torch.ones(C)), "is no weight of ours"),
+        (broken("synthesis.b9.conv0.bias", torch.ones(C), "nvlabs"), "are both our 'convs.1.bias'"),
+        (broken("synthesis.b0.conv0.bias", torch.ones(C), "nvlabs"), "it has 'convs.-7.bias'"),
+        (("mmgeneration", {"state_dict": 3}), "check --style"),
+        (("nvlabs", {"D": {1: torch.ones(1)}}), "'1' is no weight"),
+        (("rosinality", {"to_rgb1.bias": 3}), "is int, no weights"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(checkpoint, said):
@@ -424,6 +432,7 @@ def test_what_does_not_fit_is_refused_by_name(checkpoint, said):
         (G.replace(w_dim=16), {"w_dim": (8,)}),
         (G.replace(z_dim=16), {"z_dim": (8,)}),
         (G.replace(block="conv_up"), {"block": ("deconv",)}),
+        (G.replace(head="csg", resize="expand"), {"head": ("const",), "resize": ("interp",)}),
         (UNPADDED, {"block": ("deconv",), "padding": ("zero",)}),
     ],
 )
@@ -533,7 +542,8 @@ def test_the_command_makes_a_folder_that_is_sampled_as_the_checkpoint_is(graticu
         ({"file": "absent.pt"}, "no such file"),
         ({"file": "d.safetensors"}, "holds a discriminator and no generator"),
         ({"more": ("exec.gpus=2",)}, "'exec' is not a known key"),
-        ({"more": ("family.D.pool=2",)}, "family.D.pool=2, the checkpoint's is None or 4"),
+        ({"more": ("family.D.pool=2",)}, "is None or 4; no recipe fits as it is; --set family.D.pool=null may"),
+        ({"out": "x.safetensors/out"}, "cannot be written"),
     ],
 )
 def test_a_wrong_word_to_import_writes_nothing(graticule, tmp_path, change, said):
@@ -544,11 +554,25 @@ def test_a_wrong_word_to_import_writes_nothing(graticule, tmp_path, change, said
     )
     save_file(discriminator_dict(ROSINALITY), tmp_path / "d.safetensors")
     file = tmp_path / change.pop("file", "x.safetensors")
-    code, _, err = graticule(*words(file, tmp_path / "out", **change))
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = graticule(*words(file, tmp_path / change.pop("out", "out"), **change))
     assert code == 2, err
     assert said in err
     assert len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_completed_is_not_left_behind(graticule, tmp_path, monkeypatch):
+    torch.save({"g": generator_dict(ROSINALITY)}, tmp_path / "x.pt")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    code, _, err = graticule(*words(tmp_path / "x.pt", tmp_path / "out"))
+    assert code == 2
+    assert "No space left" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_a_recipe_without_these_networks_is_refused(graticule, tmp_path):

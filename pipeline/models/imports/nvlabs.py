@@ -1,7 +1,7 @@
 """The weight map of state dicts in the manner of NVlabs' StyleGAN2 in PyTorch (2006.06676): G, G_ema and D.
 
 Layers are named by resolution. Raw weights mean the same as ours. Its published files are pickles of classes, which
-are refused: this map is for what `state_dict()` of such networks saves. Written from names and shapes alone.
+are refused: this map is for what `state_dict()` of such networks saves. It holds names, and none of that code.
 """
 
 import re
@@ -48,7 +48,7 @@ def _generator(_: Collection[str]) -> list[Rule]:
 
 
 def _discriminator(keys: Collection[str]) -> list[Rule]:
-    sides = [int(m[1]) for key in keys if (m := re.match(r"b(\d+)\.", key))]
+    sides = [int(m[1]) for key in keys if (m := re.match(r"b(\d{1,5})\.", key))]
     largest = max(sides, default=4)
     block = r"b(?P<px>\d+)"
 

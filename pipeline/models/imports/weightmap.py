@@ -113,14 +113,19 @@ def same(t: Tensor) -> Tensor:
     return t
 
 
+def _named(entry: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in entry.items()}
+
+
 def networks(tree: Mapping[str, Any], style: Style, where: str) -> dict[str, dict[str, Any]]:
-    """ "G", "G_ema" and "D" of a checkpoint, as far as there, with the names its authors gave inside each.
+    """Those of "G", "G_ema" and "D" that a checkpoint holds, with the names its authors gave inside each.
 
     A file holds them as entries, or under prefixes, or is one network alone.
     """
-    if style.within in tree:
-        tree = tree[style.within]  # type: ignore[index]
-    if found := {ours: dict(tree[theirs]) for theirs, ours in style.nets.items() if isinstance(tree.get(theirs), dict)}:
+    inner = tree.get(style.within) if style.within else None
+    tree = _named(inner if isinstance(inner, Mapping) else tree)
+    entries = {ours: tree[theirs] for theirs, ours in style.nets.items() if isinstance(tree.get(theirs), Mapping)}
+    if found := {ours: _named(entry) for ours, entry in entries.items()}:
         strangers = [key for key in tree if key not in style.nets and not re.fullmatch(style.outer, key)]
     else:
         found, strangers = {}, []
@@ -146,25 +151,24 @@ def translate(theirs: Mapping[str, Any], rules: Iterable[Rule], where: str) -> t
     for key, value in theirs.items():
         rule, match = next(((r, m) for r in rules if (m := re.fullmatch(r.theirs, key))), (None, None))
         if rule is None or match is None:
-            raise UserError(
-                f"{where}: {key!r} is no weight of this style's networks; check --style, or see docs/imports.md"
-            )
-        if not isinstance(value, Tensor):
-            raise UserError(f"{where}: {key!r} is {type(value).__name__}, no tensor")
+            raise UserError(f"{where}: {key!r} is no weight of this style's; check --style, or see docs/imports.md")
         if isinstance(rule, Refuse):
             raise UserError(f"{where}: {key!r} belongs to {rule.why}, which no recipe has")
+        if not isinstance(value, Tensor) or value.layout != torch.strided or not value.is_floating_point():
+            raise UserError(f"{where}: {key!r} is {getattr(value, 'dtype', type(value).__name__)}, no weights")
         if isinstance(rule, Drop):
             if not rule.allowed(value):
                 raise UserError(f"{where}: {key!r}: {rule.why}, so no recipe computes the same")
             dropped.append(key)
             continue
-        name = match.expand(rule.ours) if isinstance(rule.ours, str) else rule.ours(match)
-        if name in weights:
-            raise UserError(f"{where}: {key!r} and another key are both {name!r}")
         try:
-            weights[name] = rule.change(value).float().contiguous()
-        except (RuntimeError, IndexError) as e:
-            raise UserError(f"{where}: {key!r} has shape {tuple(value.shape)}, which is no {name!r}") from e
+            name = match.expand(rule.ours) if isinstance(rule.ours, str) else rule.ours(match)
+            tensor = rule.change(value).float().contiguous()
+        except (RuntimeError, IndexError, ValueError) as e:  # too few axes; a number of thousands of digits
+            raise UserError(f"{where}: {key!r} of shape {tuple(value.shape)} is no weight of ours") from e
+        if name in weights:
+            raise UserError(f"{where}: {key!r} and another key are both our {name!r}")
+        weights[name] = tensor
     return weights, tuple(dropped)
 
 
@@ -178,6 +182,13 @@ def _need(weights: Weights, key: str, where: str) -> Tensor:
     return weights[key]
 
 
+def _shape(weights: Weights, key: str, axes: int, where: str) -> tuple[int, ...]:
+    shape = tuple(_need(weights, key, where).shape)
+    if len(shape) != axes or 0 in shape:
+        raise UserError(f"{where}: our {key!r} has shape {shape} there, which has not {axes} axes or is empty")
+    return shape
+
+
 def _multipliers(sides: Iterable[int], widths: list[int], channel_max: int) -> tuple[int, ...]:
     sides = list(sides)
     return tuple(m for m in MULTIPLIERS if [channels_at(side, m, channel_max) for side in sides] == widths)
@@ -185,37 +196,39 @@ def _multipliers(sides: Iterable[int], widths: list[int], channel_max: int) -> t
 
 def generator_settings(weights: Weights, blocks: tuple[str, ...], where: str) -> Settings:
     """Fields of MSPIEGeneratorConfig that the weights tell; the up-sampling is told by the style."""
-    first = _need(weights, "convs.0.conv.weight", where)
-    mapping = _need(weights, "mapping.layers.0.weight", where)
+    first = _shape(weights, "convs.0.conv.weight", 4, where)
+    mapping = _shape(weights, "mapping.layers.0.weight", 2, where)
     upblocks = _count(weights, r"to_rgbs\.(\d+)\.") - 1
-    widths = [first.shape[0]]
-    widths += [_need(weights, f"convs.{2 * i}.conv.weight", where).shape[0] for i in range(1, upblocks + 1)]
-    const, settings = weights.get("const"), {}
-    settings["num_upblocks"] = (upblocks,)
-    settings["head"] = ("const",) if const is not None else ("csg",) if first.shape[1] == 2 else ("spe",)
-    settings["mapping_layers"] = (_count(weights, r"mapping\.layers\.(\d+)\."),)
-    settings["z_dim"], settings["w_dim"] = (mapping.shape[1],), (mapping.shape[0],)
-    settings["channel_max"] = (widths[0],)
-    settings["channel_multiplier"] = _multipliers((HEAD_PX << i for i in range(upblocks + 1)), widths, widths[0])
-    settings["block"] = blocks
-    settings["padded_skip"] = (True,)  # where there is no padding: all public code pads the RGB skip path
-    if const is not None:
-        settings["padding"] = ("none",) if const.shape[-1] == HEAD_PX + 2 else ("zero",)
+    widths = [_shape(weights, f"convs.{2 * i}.conv.weight", 4, where)[0] for i in range(upblocks + 1)]
+    settings: Settings = {
+        "num_upblocks": (upblocks,),
+        "head": ("const",) if "const" in weights else ("csg",) if first[1] == 2 else ("spe",),
+        "mapping_layers": (_count(weights, r"mapping\.layers\.(\d+)\."),),
+        "z_dim": (mapping[1],),
+        "w_dim": (mapping[0],),
+        "channel_max": (first[0],),
+        "channel_multiplier": _multipliers((HEAD_PX << i for i in range(upblocks + 1)), widths, first[0]),
+        "block": blocks,
+        "padded_skip": (True,),  # where there is no padding: all public code pads the RGB skip path
+    }
+    if "const" in weights:
+        side = _shape(weights, "const", 3, where)[2]
+        settings |= {"resize": ("interp",), "padding": ("none",) if side == HEAD_PX + 2 else ("zero",)}
     return settings
 
 
 def discriminator_settings(weights: Weights, where: str) -> Settings:
     """Fields of DiscriminatorConfig that the weights tell."""
-    conv, fc = _need(weights, "conv.weight", where), _need(weights, "fc0.weight", where)
+    conv, fc = _shape(weights, "conv.weight", 4, where), _shape(weights, "fc0.weight", 2, where)
     blocks = _count(weights, r"blocks\.(\d+)\.")
     names = ["from_rgb.weight", *(f"blocks.{i}.conv1.weight" for i in range(blocks))]
-    widths = [_need(weights, name, where).shape[0] for name in names]
-    side = round((fc.shape[1] / conv.shape[0]) ** 0.5)
+    widths = [_shape(weights, name, 4, where)[0] for name in names]
+    side = round((fc[1] / conv[0]) ** 0.5)
     sides = [HEAD_PX << i for i in reversed(range(blocks + 1))]
     return {
         "resolution_px": (HEAD_PX << blocks,),
-        "channel_max": (conv.shape[0],),
-        "channel_multiplier": _multipliers(sides, widths, conv.shape[0]),
+        "channel_max": (conv[0],),
+        "channel_multiplier": _multipliers(sides, widths, conv[0]),
         "pool": (None, 4) if side == 4 else (side,),
     }
 
