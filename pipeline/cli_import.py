@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from pipeline.families.mspie import MSPIEConfig
     from pipeline.models.imports import Found
+    from pipeline.models.mspie import MSPIEGeneratorConfig
 
 PADDED_SKIP = "family.G.padded_skip=true"  # without padding, public code still pads its RGB skip path
 
@@ -47,7 +48,7 @@ def import_(
     generator = "G_ema" if "G_ema" in found else "G"
     nets = {"G_ema": found[generator]} | {name: found[name] for name in ("D",) if name in found}
     rows = _rows_that_fit(nets)
-    _check_row(nets, family, where, rows)
+    _check_row(nets, family, where, list(rows))
     for name, net in nets.items():
         check_complete(net.weights, family.D if name == "D" else family.G, f"{where}, {name}")
     _write(out, run.to_json(), nets)
@@ -56,7 +57,7 @@ def import_(
         print(f"{out / name}.safetensors: {count:,} parameters; left out {len(net.dropped)} buffers of theirs")
     if generator == "G":
         print("note: the checkpoint has no moving average; G_ema is its G")
-    if others := [row for row in rows if row.split()[0] != recipe]:
+    if others := [row for row, G in rows.items() if G != family.G]:
         print(f"note: names and shapes cannot tell {recipe} from {', '.join(others)}; be sure of the row")
     print(f"look at it with: graticule sample {out}")
 
@@ -77,20 +78,20 @@ def _misfits(nets: "dict[str, Found]", family: "MSPIEConfig") -> dict[str, tuple
     }
 
 
-def _rows_that_fit(nets: "dict[str, Found]") -> list[str]:
-    """Recipes, with the override some of them need, whose networks have a checkpoint's settings."""
+def _rows_that_fit(nets: "dict[str, Found]") -> "dict[str, MSPIEGeneratorConfig]":
+    """Recipes, with the override some of them need, whose networks have a checkpoint's settings; and their G."""
     from pipeline.config import override
     from pipeline.families.mspie import MSPIEConfig
     from pipeline.recipes import recipes
 
-    rows = []
+    rows = {}
     for recipe in recipes().values():
         family = recipe.make().family
         if isinstance(family, MSPIEConfig):
             words = [PADDED_SKIP] if family.G.padding == "none" and not family.G.padded_skip else []
             family = override(family, [word.removeprefix("family.") for word in words])
             if not _misfits(nets, family):
-                rows.append(" --set ".join([recipe.name, *words]))
+                rows[" --set ".join([recipe.name, *words])] = family.G
     return rows
 
 

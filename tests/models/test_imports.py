@@ -476,7 +476,7 @@ def test_the_rows_that_a_published_checkpoint_may_be_of_are_named(recipe, rows):
     for key in [k for k in theirs if k.endswith(("conv.weight_orig", "constant_input.input")) and "_ema" in k]:
         theirs[key] = theirs[key][None]
     found = read({"state_dict": theirs}, STYLES["mmgeneration"], "x")
-    assert _rows_that_fit(found) == [f"mspie.{row}" for row in rows]
+    assert list(_rows_that_fit(found)) == [f"mspie.{row}" for row in rows]
 
 
 def backwards_g(key: str) -> str:
