@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import cli_data
+from pipeline import cli_data, cli_import
 from pipeline.errors import UserError, WorkError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in cli_data.VERBS:
-    app.command()(verb)
+for verb in (*cli_data.VERBS, *cli_import.VERBS):
+    app.command(verb.__name__.rstrip("_"))(verb)
 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. batch_size=16.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what two CPU cores can train.")]

@@ -13,7 +13,7 @@ from tests.runs import CIPS, ENV, GRATICULE, MSPIE
 
 VERBS = {
     *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
-    *("sample", "register", "sync", "doctor", "demo"),
+    *("sample", "register", "sync", "doctor", "demo", "import_"),
 }
 
 
