@@ -29,7 +29,7 @@ Size = Annotated[str, typer.Option(help="N or HxW; the native size if not given.
 Psi = Annotated[float, typer.Option(help="Truncation; 1: none.")]
 Out = Annotated[Path | None, typer.Option(help="PNG to write; one in RUN/pictures if not given.")]
 
-probe = typer.Typer(help="What padding does: to a trained generator, and to noise.", no_args_is_help=True)
+probe = typer.Typer(help="What padding does: to a trained generator, and to noise.")
 
 
 def sample(

@@ -37,6 +37,7 @@ class Directions:
 
 def style_matrix(G: Any, *, normalize: bool = False) -> Float[Tensor, "rows w_dim"]:
     """The stacked w -> style weights, in float64; UserError for a generator without modulated layers."""
+    layers: list[Any]
     if isinstance(G, MSPIEGenerator):
         layers, to_rgbs = [c.conv for c in G.convs], [c.conv for c in G.to_rgbs]
     elif isinstance(G, CIPSGenerator):

@@ -4,6 +4,7 @@ In w the way is straight, in z along the sphere on which latents of many dimensi
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -46,9 +47,9 @@ def interpolate(
     t = torch.linspace(0, 1, frames, device=z.device)
     if space == "w":
         w = map_z(G, z, truncation_psi)
-        ways = [torch.lerp(a, b, t[:, None]) for a, b in zip(w[:-1], w[1:], strict=True)]
+        ways = [torch.lerp(a, b, t[:, None]) for a, b in pairwise(w)]
     else:
-        ways = [map_z(G, slerp(a, b, t), truncation_psi) for a, b in zip(z[:-1], z[1:], strict=True)]
+        ways = [map_z(G, slerp(a, b, t), truncation_psi) for a, b in pairwise(z)]
     w = torch.cat(ways)
     images = render(G, broadcast_w(w, G.num_ws), size, [noise_seed(seeds[0])] * len(w))
     return images.reshape(len(ways), frames, *images.shape[1:])

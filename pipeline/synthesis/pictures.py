@@ -6,6 +6,7 @@ Drawn with Pillow alone, so that the same numbers are the same bytes. Knows noth
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 from pathlib import Path
 
 import numpy as np
@@ -58,14 +59,20 @@ def _panel(draw: ImageDraw.ImageDraw, font, corner: tuple[int, int], panel: Pane
         return corner[0] + width * position / last, corner[1] + height * (high - value) / (high - low)
 
     draw.text((corner[0], corner[1] - 8), panel.title, fill=INK, font=font, anchor="ls")
-    for i in range(5):
-        value = low + (high - low) * i / 4
+    for value in _round_numbers(low, high):
         draw.line((at(0, value), at(last, value)), fill=FAINT)
-        draw.text((corner[0] - 6, at(0, value)[1]), f"{value:.3g}", fill=INK, font=font, anchor="rm")
+        draw.text((corner[0] - 6, at(0, value)[1]), f"{value:.4g}", fill=INK, font=font, anchor="rm")
     for position in sorted({0, last // 2, last}):
         draw.text((at(position, low)[0], corner[1] + height + 5), str(position), fill=INK, font=font, anchor="mt")
     for name, curve in panel.curves.items():
         draw.line([at(i, float(v)) for i, v in enumerate(curve)], fill=colours[name], width=2, joint="curve")
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Three to six multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** floor(log10((high - low) / 3))
+    step = next(m * power for m in (5, 2, 1) if (high - low) / (m * power) >= 2.99)
+    return [i * step for i in range(ceil(low / step), floor(high / step) + 1)]
 
 
 def save_animation(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: float = 12.0) -> None:

@@ -18,7 +18,7 @@ from pipeline.spec import UserError
 from pipeline.synthesis.sample import map_z, sample_z
 
 VALUES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-BORDER = 8  # the border is one such part of each side, at least a pixel
+BORDER = 8  # the border is as wide as this part of the shorter side, at least a pixel
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Spread:
 @contextmanager
 def constant_head(G: Any, value: float | int) -> Iterator[None]:
     """Within it this constant enters the first convolution, in the shape of the code."""
-    if not callable(code := getattr(G, "head", None)):
+    if not callable(getattr(G, "head", None)):
         raise UserError(
-            f"model={type(G).__name__} has no code at its head that a constant could replace; "
-            "probe padding takes generators that have one (kind='mspie')"
+            f"model={type(G).__name__} has no code at its head that a constant could replace; probe padding takes "
+            "generators that have one (kind='mspie')"
         )
+    code = G.head
     G.head = lambda size: torch.full_like(code(size), value)
     try:
         yield
@@ -62,9 +63,9 @@ def padding_probe(
 def spread(img: Float[Tensor, "c h w"]) -> Spread:
     """Of one image."""
     h, w = img.shape[1:]
-    top, left = max(1, h // BORDER), max(1, w // BORDER)
+    edge = max(1, min(h, w) // BORDER)
     inside = torch.zeros(h, w, dtype=torch.bool, device=img.device)
-    inside[top : h - top, left : w - left] = True
+    inside[edge : h - edge, edge : w - edge] = True
     mean = img[:, inside].double().mean(dim=1, keepdim=True)
     interior, border = ((img[:, part].double() - mean).square().mean() for part in (inside, ~inside))
     return Spread(float(interior), float(border))

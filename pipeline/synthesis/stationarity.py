@@ -2,7 +2,7 @@
 
 iid noise goes through layers of fixed random kernels; over many samples mean, variance and autocorrelation are taken
 at each position of the middle row. Near borders zero padding moves all three, reflection all but the mean of linear
-layers, circular padding and none nothing. For one linear layer `expected` has the closed form. Knows no trained network.
+layers, circular padding and none nothing. `expected` is the closed form of one linear layer. Knows no trained network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -138,11 +138,12 @@ def panels(found: Found) -> list[Panel]:
     """Three charts for each experiment: mean, variance and autocorrelation at the first lag, a curve a padding."""
     made = []
     for e, curves in found.items():
-        what, lag = f"{e.layers} layers{', ReLU' if e.relu else ', linear'}", e.lags[0]
+        named = {f"{'no' if p == 'none' else p} padding": m for p, m in curves.items()}
+        what, lag = f"{e.layers} layer{'s' if e.layers > 1 else ''}, {'ReLU' if e.relu else 'linear'}", e.lags[0]
         made += [
-            Panel(f"{what}: mean", {p: m.mean for p, m in curves.items()}),
-            Panel(f"{what}: variance", {p: m.variance for p, m in curves.items()}),
-            Panel(f"autocorrelation at lag {lag}", {p: m.autocorrelation(lag) for p, m in curves.items()}),
+            Panel(f"{what}: mean", {name: m.mean for name, m in named.items()}),
+            Panel(f"{what}: variance", {name: m.variance for name, m in named.items()}),
+            Panel(f"{what}: autocorrelation, lag {lag}", {name: m.autocorrelation(lag) for name, m in named.items()}),
         ]
     return made
 
