@@ -1,6 +1,6 @@
 """The verbs of the command line that make pictures of a trained generator. Thin; definitions live elsewhere.
 
-Without --out the picture of a run folder goes to RUN/pictures and from there to MLflow, where that answers.
+Without --out the picture of a run folder goes to RUN/pictures, and from there to MLflow where that answers.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Runs = Annotated[Path, typer.Option(envvar="GRATICULE_RUNS", help="Folder that h
 Model = Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or a run folder.")]
 Size = Annotated[str, typer.Option(help="N or HxW; the native size if not given.")]
 Psi = Annotated[float, typer.Option(help="Truncation; 1: none.")]
-Out = Annotated[Path | None, typer.Option(help="PNG to write; one in RUN/pictures if not given.")]
+Out = Annotated[Path | None, typer.Option(help="PNG; if not given in RUN/pictures, or here for a registered model.")]
 
 probe = typer.Typer(help="What padding does: to a trained generator, and to noise.")
 

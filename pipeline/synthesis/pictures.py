@@ -55,7 +55,7 @@ def _panel(draw: ImageDraw.ImageDraw, font, corner: tuple[int, int], panel: Pane
     low, high = low - 0.06 * (high - low), high + 0.06 * (high - low)
     last = max(len(c) for c in panel.curves.values()) - 1
 
-    def at(position: float, value: float) -> tuple[float, float]:
+    def at(position: int, value: float) -> tuple[float, float]:
         return corner[0] + width * position / last, corner[1] + height * (high - value) / (high - low)
 
     draw.text((corner[0], corner[1] - 8), panel.title, fill=INK, font=font, anchor="ls")

@@ -30,7 +30,7 @@ def tracked(folder):
 
 
 def test_a_verb_sends_its_picture_and_sync_sends_those_that_are_not_there_yet(folder, graticule, tmp_path):
-    code, out, err = graticule("sample", tracked(folder), "--seeds", "0-1")
+    code, _, err = graticule("sample", tracked(folder), "--seeds", "0-1")
     assert (code, err) == (0, "")
     assert len(pictures(folder)) == 1
     assert pictures(folder) == names(folder)
@@ -59,3 +59,13 @@ def test_a_server_that_is_down_costs_a_line_and_never_the_picture(remote, server
     server.start()
     assert graticule("sync", remote)[0] == 0
     assert pictures(remote) == names(remote)
+
+
+def test_the_picture_of_a_registered_model_lies_here_unless_a_file_is_named(folder, graticule, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert graticule("register", tracked(folder), "--name", "m", "--alias", "best")[0] == 0
+    code, out, err = graticule("probe", "padding", "models:/m@best", "--runs", folder.parent)
+    assert (code, err) == (0, "")
+    (path,) = tmp_path.glob("probe-padding-m-1-*-px16x16-seed0.png")
+    assert f"{path.name}: " in out
+    assert not (folder / "pictures").exists()
