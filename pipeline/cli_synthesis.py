@@ -48,7 +48,7 @@ def sample(
     wanted, numbers = parse_size(size), parse_seeds(seeds)
     opened = _open(model, runs, "sample", grid, "grid")
     images = generate(opened.G, numbers, wanted, truncation_psi)
-    words = {"px": _px(images), "seeds": seeds, "psi": truncation_psi, "columns": columns}
+    words = {"px": _px(images), "seeds": seeds, "psi": _unless_1(truncation_psi), "columns": columns}
     opened.save(tile(images, columns), words)
     opened.tell(f"{len(images)} images of {_px(images)} px from {model}")
 
@@ -75,7 +75,7 @@ def interpolate(
     opened = _open(model, runs, "interpolate", out)
     legs = ways(opened.G, numbers, frames, space, wanted, truncation_psi)
     images = legs.reshape(-1, *legs.shape[2:])
-    words = {"px": _px(images), "seeds": seeds, "frames": frames, "space": space, "psi": truncation_psi}
+    words = {"px": _px(images), "seeds": seeds, "frames": frames, "space": space, "psi": _unless_1(truncation_psi)}
     opened.save(grid(images, frames), words)
     if animate:
         once = np.concatenate([legs[0, :1], *(leg[1:] for leg in legs)])  # what two legs share is shown once
@@ -106,7 +106,7 @@ def edit(
     rows = edited(opened.G, numbers, direction, alphas, picked, wanted, truncation_psi, normalize=normalize)
     images = rows.reshape(-1, *rows.shape[2:])
     words = {"px": _px(images), "direction": direction, "alpha": alpha, "layers": layers, "seeds": seeds}
-    words |= {"psi": truncation_psi, "sefa": normalize or None}
+    words |= {"psi": _unless_1(truncation_psi), "normalize": normalize or None}
     opened.save(grid(images, len(alphas)), words)
     opened.tell(f"{len(numbers)} seeds by {len(alphas)} alphas of {_px(images)} px from {model}")
 
@@ -162,6 +162,8 @@ def stationarity(
     from pipeline.synthesis.sample import save_png
     from pipeline.synthesis.stationarity import PADDINGS, Experiment, measure, numbers, panels
 
+    if out.suffix != ".png":
+        raise UserError(f"out={str(out)!r}: expected a name that ends in .png; the numbers go beside it, to .json")
     found = {}
     for relu in (False, True):
         experiment = Experiment(size_px=size, layers=layers, relu=relu, samples=samples, seed=seed)
@@ -172,8 +174,8 @@ def stationarity(
             cells = (m.mean[0], m.mean[size // 2], m.variance[0], m.variance[size // 2])
             table.add_row("ReLU" if experiment.relu else "linear", name, *(f"{c:.4f}" for c in cells))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    _write(out, lambda path: save_png(path, chart(panels(found), columns=3)))
     beside = out.with_suffix(".json")
+    _write(out, lambda path: save_png(path, chart(panels(found), columns=3)))
     _write(beside, lambda path: write_atomic(path, json.dumps(numbers(found), indent=1) + "\n"))
     print(f"{out}: curves over {samples} samples; numbers: {beside}")
 
@@ -197,7 +199,7 @@ class _Opened:
         """To the file that was given, or to one whose name says what it shows."""
         from pipeline.synthesis.sample import save_png
 
-        name = "-".join(f"{key}{value}" for key, value in words.items() if value not in (None, "", 1.0))
+        name = "-".join(f"{key}{value}" for key, value in words.items() if value not in (None, ""))
         name = re.sub(r"[^\w.,=-]", "_", f"{self.nimg}-{name}")
         if len(name) > LONGEST_NAME:
             name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -259,6 +261,10 @@ def _write(path: Path, how: Callable[[Path], None], option: str = "out", *, pare
         raise UserError(
             f"{option}={str(path)!r} cannot be written ({e.strerror or e}); choose another file with --{option}"
         ) from e
+
+
+def _unless_1(truncation_psi: float) -> float | None:
+    return None if truncation_psi == 1 else truncation_psi
 
 
 def _px(images: "np.ndarray") -> str:

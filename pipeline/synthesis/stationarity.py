@@ -58,8 +58,9 @@ class Moments:
     covariance: dict[int, Float[np.ndarray, " m"]]  # lag -> Cov[y(p), y(p + lag)], p = 0 .. n - lag - 1
 
     def autocorrelation(self, lag: int) -> Float[np.ndarray, " m"]:
-        """Cov[y(p), y(p + lag)] / sqrt(Var y(p) Var y(p + lag))."""
-        return self.covariance[lag] / np.sqrt(self.variance[:-lag] * self.variance[lag:])
+        """Cov[y(p), y(p + lag)] / sqrt(Var y(p) Var y(p + lag)); 0 where ReLU lets nothing through."""
+        scale = np.sqrt(self.variance[:-lag] * self.variance[lag:])
+        return np.divide(self.covariance[lag], scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 def pad(x: Float[Tensor, "n c h w"], padding: Padding, by: int = KERNEL // 2) -> Float[Tensor, "n c hp wp"]:

@@ -36,9 +36,13 @@ def test_without_a_file_named_the_picture_lies_in_the_run_under_a_name_that_says
     shown = {
         ("sample", run, "--seeds", "0-2", "--size", "16x24"): "sample-{}-px16x24-seeds0-2.png",
         ("sample", run, "--seeds", "0-2", "--truncation-psi", "0.5"): "sample-{}-px16x16-seeds0-2-psi0.5.png",
+        ("sample", run, "--seeds", "0-2", "--columns", 1): "sample-{}-px16x16-seeds0-2-columns1.png",
         ("interpolate", run, "--seeds", "0,3", "--frames", 3): "interpolate-{}-px16x16-seeds0,3-frames3-spacew.png",
         ("edit", run, "--direction", 2, "--alpha", "-1..1", "--layers", "1,3"): (
             "edit-{}-px16x16-direction2-alpha-1..1-layers1,3-seeds0-3.png"
+        ),
+        ("edit", run, "--direction", 1, "--seeds", 4, "--normalize"): (
+            "edit-{}-px16x16-direction1-alpha-3..3-seeds4-normalizeTrue.png"
         ),
         ("probe", "padding", run): "probe-padding-{}-px16x16-seed0.png",
     }
@@ -130,6 +134,8 @@ def test_probe_stationarity_draws_curves_and_writes_their_numbers_beside_them(gr
         (["probe", "padding", "{run}", "--size", "0"], "size='0'"),
         (["probe", "stationarity", "--padding", "same"], "--padding"),
         (["probe", "stationarity", "--size", "2"], "--size"),
+        (["probe", "stationarity", "--out", "{tmp}/x.json"], "ends in .png"),
+        (["probe", "stationarity", "--samples", "2", "--size", "4", "--out", "{tmp}/absent/x.png"], "out="),
         (["sample", "{run}", "--grid", "{tmp}/absent/x.png"], "grid="),
     ],
 )
