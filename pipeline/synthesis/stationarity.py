@@ -59,7 +59,7 @@ class Moments:
 
     def autocorrelation(self, lag: int) -> Float[np.ndarray, " m"]:
         """Cov[y(p), y(p + lag)] / sqrt(Var y(p) Var y(p + lag)); 0 where ReLU lets nothing through."""
-        scale = np.sqrt(self.variance[:-lag] * self.variance[lag:])
+        scale = np.sqrt((self.variance[:-lag] * self.variance[lag:]).clip(0))
         return np.divide(self.covariance[lag], scale, out=np.zeros_like(scale), where=scale > 0)
 
 

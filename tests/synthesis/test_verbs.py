@@ -167,7 +167,8 @@ def test_the_page_shows_each_verb_by_a_command_that_exists_and_its_picture():
         options = {o for p in commands[verb].params for o in p.opts}
         assert {w for w in words if w.startswith("--")} <= options, line
         seen.add(verb)
-    assert seen == {"sample", "interpolate", "edit", "probe padding", "probe stationarity"}
+    assert seen - {"train"} == {"sample", "interpolate", "edit", "probe padding", "probe stationarity"}
     pictures = [ROOT / "docs" / name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", PAGE)]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
+    assert all(p.name in PAGE.replace(f"]({p.name})", "") for p in pictures)  # and in the command that makes it
     assert all(p.stat().st_size < 150_000 for p in pictures)
