@@ -1,5 +1,7 @@
 """Measured moments against the closed form of one layer, and against a convolution unrolled into a matrix."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,18 @@ def test_the_closed_form_is_that_of_torchs_convolution_as_a_matrix(padding):
     np.testing.assert_allclose(want.variance, np.diagonal(covariance), atol=1e-12)
     for lag in (1, 2, 3):
         np.testing.assert_allclose(want.covariance[lag], np.diagonal(covariance, lag), atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_behind_relu_the_mean_is_that_of_a_rectified_normal(padding):
+    """E[max(y, 0)] = m Phi(m / s) + s phi(m / s) of a normal y; its variance is below s^2."""
+    e = replace(ONE, relu=True)
+    y, got = closed_form(e, padding), measure(e, padding)
+    m, s = torch.from_numpy(y.mean), torch.from_numpy(y.variance).sqrt()
+    phi = torch.exp(-((m / s) ** 2) / 2) / (2 * torch.pi) ** 0.5
+    want = m * torch.special.ndtr(m / s) + s * phi
+    assert (np.abs(got.mean - want.numpy()) < 5 * s.numpy() / np.sqrt(e.samples)).all()
+    assert (np.abs(want.numpy() - y.mean) > 10 * s.numpy() / np.sqrt(e.samples)).any()
 
 
 def test_only_circular_padding_and_none_are_stationary_and_reflection_keeps_the_mean():
