@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import cli_data, cli_import
+from pipeline import cli_data, cli_import, cli_synthesis
+from pipeline.cli_synthesis import RUNS, Runs
 from pipeline.errors import UserError, WorkError
 
 if TYPE_CHECKING:
@@ -26,16 +27,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (*cli_data.VERBS, *cli_import.VERBS):
+for verb in (*cli_data.VERBS, *cli_synthesis.VERBS, *cli_import.VERBS):
     app.command(verb.__name__.rstrip("_"))(verb)
+app.add_typer(cli_synthesis.probe, name="probe")
 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. batch_size=16.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what two CPU cores can train.")]
-Runs = Annotated[Path, typer.Option(envvar="GRATICULE_RUNS", help="Folder that holds the run folders.")]
 Data = Annotated[
     list[str], typer.Option(metavar="DIR|URL", help="Prepared data set (see graticule prep). Several are mixed.")
 ]
-RUNS = Path("runs")
 
 
 def main() -> None:
@@ -225,30 +225,6 @@ def cancel(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
 
 @app.command()
-def sample(
-    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or a run folder.")],
-    seeds: Annotated[str, typer.Option(help="For example 0-15 or 1,5,7-9.")] = "0-15",
-    size: Annotated[str, typer.Option(help="N or HxW; the native size if not given.")] = "",
-    truncation_psi: Annotated[float, typer.Option(help="1: none.")] = 1.0,
-    grid: Annotated[Path, typer.Option(help="PNG to write.")] = Path("grid.png"),
-    columns: Annotated[int | None, typer.Option(min=1)] = None,
-    runs: Runs = RUNS,
-) -> None:
-    """A grid of images, at any size the model allows."""
-    from pipeline.synthesis.sample import generate, load_generator, parse_seeds, parse_size, save_png
-    from pipeline.synthesis.sample import grid as tile
-
-    wanted, numbers = parse_size(size), parse_seeds(seeds)
-    config, weights = _weights(model, runs)
-    images = generate(load_generator(config, weights), numbers, wanted, truncation_psi)
-    try:
-        save_png(grid, tile(images, columns))
-    except OSError as e:
-        raise UserError(f"grid={str(grid)!r} cannot be written ({e.strerror or e}); choose another file") from e
-    print(f"{grid}: {len(images)} images of {images.shape[1]}x{images.shape[2]} px from {model}")
-
-
-@app.command()
 def register(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     name: Annotated[str | None, typer.Option(help="Model name; the recipe's if not given.")] = None,
@@ -311,19 +287,6 @@ def _configure(recipe: str, assignments: list[str] | None, tiny: bool) -> "tuple
 
     run = find(recipe).make()
     return override_all(run.tiny() if tiny else run, ExecConfig(), assignments or [])
-
-
-def _weights(model: str, runs: Path) -> tuple[Path, Path]:
-    """config.json and G_ema.safetensors of a registered model or of a run's newest checkpoint."""
-    if model.startswith("models:/"):
-        from pipeline.tracking.registry import fetch
-
-        folder = fetch(model, runs)
-        return folder / "config.json", folder / "G_ema.safetensors"
-    from pipeline.run import newest_checkpoint, read_run
-
-    read_run(Path(model))
-    return Path(model) / "config.json", newest_checkpoint(Path(model)) / "G_ema.safetensors"
 
 
 if __name__ == "__main__":

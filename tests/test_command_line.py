@@ -13,12 +13,16 @@ from tests.runs import CIPS, ENV, GRATICULE, MSPIE
 
 VERBS = {
     *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
-    *("sample", "register", "sync", "doctor", "demo", "import_"),
+    *("sample", "interpolate", "edit", "register", "sync", "doctor", "demo", "import_"),
 }
+PROBES = {"padding", "stationarity"}
 
 
 def test_the_verbs_are_frozen():
     assert {c.callback.__name__ for c in cli.app.registered_commands} == VERBS
+    (probe,) = cli.app.registered_groups
+    assert probe.name == "probe"
+    assert {c.callback.__name__ for c in probe.typer_instance.registered_commands} == PROBES
 
 
 def test_help_does_not_import_the_heavy_libraries():

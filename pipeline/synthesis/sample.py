@@ -49,17 +49,17 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return (int(parts[0]), int(parts[-1]))
 
 
-def parse_seeds(text: str) -> list[int]:
-    """'0-15', '3' or '1,5,7-9'."""
-    seeds: list[int] = []
+def parse_seeds(text: str, what: str = "seeds") -> list[int]:
+    """'0-15', '3' or '1,5,7-9'; `what` is the option that a UserError names."""
+    numbers: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()):
-            raise UserError(f"seeds={text!r}: expected numbers and ranges, for example 0-15 or 1,5,7-9")
-        seeds += range(int(low), int(high or low) + 1)
-    if not seeds:
-        raise UserError(f"seeds={text!r} names no seed; write low-high, for example 0-15")
-    return seeds
+            raise UserError(f"{what}={text!r}: expected numbers and ranges, for example 0-15 or 1,5,7-9")
+        numbers += range(int(low), int(high or low) + 1)
+    if not numbers:
+        raise UserError(f"{what}={text!r} names none; write low-high, for example 0-15")
+    return numbers
 
 
 @torch.no_grad()
@@ -69,7 +69,48 @@ def mean_w(G: Any, device: torch.device) -> Float[Tensor, " w_dim"]:
     return G.mapping(torch.from_numpy(z).to(device)).mean(dim=0)
 
 
+def sample_z(G: Any, seeds: Sequence[int]) -> Float[Tensor, "n z_dim"]:
+    """The latents of these seeds, on G's device."""
+    z = np.stack([rng("sample", int(s)).standard_normal(G.z_dim, dtype=np.float32) for s in seeds])
+    return torch.from_numpy(z).to(next(G.parameters()).device)
+
+
+def noise_seed(seed: int) -> int:
+    """What the noise maps of this seed's image are drawn from."""
+    return key("sample noise", int(seed)) >> 65
+
+
 @torch.no_grad()
+def map_z(G: Any, z: Float[Tensor, "n z_dim"], truncation_psi: float = 1.0) -> Float[Tensor, "n w_dim"]:
+    """w of latents; `truncation_psi` moves it towards its mean: w' = mean + psi (w - mean)."""
+    w = G.mapping(z)
+    return w if truncation_psi == 1 else torch.lerp(mean_w(G, z.device), w, truncation_psi)
+
+
+@torch.no_grad()
+def render(
+    G: Any,
+    ws: Float[Tensor, "n num_ws w_dim"],
+    size: tuple[int, int] | None,
+    noise: Sequence[int],
+    stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """uint8 [n, h, w, 3] of styles and a noise seed each, a bounded number of pixels at a time.
+
+    Size None is the native one. Raises UserError for a size that the generator cannot make, and Stopped when `stop`
+    turns true between two forwards.
+    """
+    h, w_px = size = size or tuple(G.native_size)
+    G.check_size(size)
+    at_once = max(1, PIXELS_AT_ONCE // (h * w_px))
+    images = []
+    for i in range(0, len(ws), at_once):
+        if stop():
+            raise Stopped(f"{i} of {len(ws)} images are made")
+        images.append(to_uint8(G.synthesis(ws[i : i + at_once], size, tuple(noise[i : i + at_once]))))
+    return torch.cat(images).permute(0, 2, 3, 1).cpu().numpy()
+
+
 def generate(
     G: Any,
     seeds: Sequence[int],
@@ -77,27 +118,9 @@ def generate(
     truncation_psi: float = 1.0,
     stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
-    """uint8 [n, h, w, 3] of a phases.Generator; size None is its native size.
-
-    `truncation_psi` moves w towards its mean: w' = mean + psi (w - mean). Raises UserError for a size that the
-    generator cannot make, and Stopped when `stop` turns true between two forwards.
-    """
-    h, w_px = size = size or tuple(G.native_size)
-    G.check_size(size)
-    device = next(G.parameters()).device
-    z = np.stack([rng("sample", int(s)).standard_normal(G.z_dim, dtype=np.float32) for s in seeds])
-    w = G.mapping(torch.from_numpy(z).to(device))
-    if truncation_psi != 1:
-        w = torch.lerp(mean_w(G, device), w, truncation_psi)
-    noise = [key("sample noise", int(s)) >> 65 for s in seeds]
-    at_once = max(1, PIXELS_AT_ONCE // (h * w_px))
-    images = []
-    for i in range(0, len(z), at_once):
-        if stop():
-            raise Stopped(f"{i} of {len(z)} images are made")
-        ws = broadcast_w(w[i : i + at_once], G.num_ws)
-        images.append(to_uint8(G.synthesis(ws, size, tuple(noise[i : i + at_once]))))
-    return torch.cat(images).permute(0, 2, 3, 1).cpu().numpy()
+    """uint8 [n, h, w, 3] of a phases.Generator, with `render`'s errors; truncation as in `map_z`."""
+    ws = broadcast_w(map_z(G, sample_z(G, seeds), truncation_psi), G.num_ws)
+    return render(G, ws, size, [noise_seed(s) for s in seeds], stop)
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
