@@ -15,14 +15,16 @@ VERBS = {
     *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
     *("sample", "interpolate", "edit", "register", "sync", "doctor", "demo", "import_"),
 }
-PROBES = {"padding", "stationarity"}
+GROUPS = {
+    "probe": {"padding", "stationarity"},
+    "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours"},
+}
 
 
 def test_the_verbs_are_frozen():
     assert {c.callback.__name__ for c in cli.app.registered_commands} == VERBS
-    (probe,) = cli.app.registered_groups
-    assert probe.name == "probe"
-    assert {c.callback.__name__ for c in probe.typer_instance.registered_commands} == PROBES
+    groups = {g.name: g.typer_instance.registered_commands for g in cli.app.registered_groups}
+    assert {name: {c.callback.__name__ for c in verbs} for name, verbs in groups.items()} == GROUPS
 
 
 def test_help_does_not_import_the_heavy_libraries():

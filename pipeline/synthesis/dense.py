@@ -1,0 +1,56 @@
+"""A denser grid than the training one, beside Lanczos up-sampling of the native picture (CIPS, 2011.13775, Figure 9).
+
+Grids reach from -1 to 1, both ends included, so a denser one holds the native one where its sides are f (n - 1) + 1:
+of 256 px, 511 and not 512. Every f-th pixel then is the native one, of Lanczos too, which is aligned the same way.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+
+from pipeline.spec import UserError, to_uint8
+from pipeline.synthesis.pixels import per_pixel, styles
+
+REACH = 4  # pixels around a picture that is a ring; more than Lanczos looks at
+
+
+class Dense(NamedTuple):
+    """Of each seed: the native picture, and two of the dense size."""
+
+    native: UInt8[np.ndarray, "n h w 3"]
+    dense: UInt8[np.ndarray, "n H W 3"]
+    lanczos: UInt8[np.ndarray, "n H W 3"]
+
+
+@torch.no_grad()
+def dense(G: Any, seeds: Sequence[int], factor: int, truncation_psi: float | int = 1.0) -> Dense:
+    """The pictures of these seeds on the native grid, and on one `factor` times as dense (an integer from 2)."""
+    if factor < 2:
+        raise UserError(f"factor={factor}: a denser grid takes at least 2")
+    ws, (h, w) = styles(per_pixel(G), seeds, truncation_psi), G.native_size
+    size = (factor * (h - 1) + 1, factor * (w - 1) + 1)
+    native, densely = (
+        np.concatenate([to_uint8(G.synthesis(one, s, None)).permute(0, 2, 3, 1).cpu().numpy() for one in ws.split(1)])
+        for s in ((h, w), size)
+    )
+    return Dense(native, densely, np.stack([lanczos(image, factor) for image in native]))
+
+
+def lanczos(image: UInt8[np.ndarray, "h w 3"], factor: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Up-sampled to f (n - 1) + 1 pixels a side, end pixels on end pixels, so that every f-th stays as it is."""
+    h, w = image.shape[:2]
+    edge = (1 - 1 / factor) / 2  # Pillow counts from the pixels' outer edges, the grid from their centres
+    size = (factor * (w - 1) + 1, factor * (h - 1) + 1)
+    box = (edge, edge, w - edge, h - edge)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=box))
+
+
+def detail(image: UInt8[np.ndarray, "h w 3"], zoom: int = 4) -> UInt8[np.ndarray, "h w 3"]:
+    """The middle, 1/zoom of each side, enlarged pixel by pixel to about the size of the whole."""
+    h, w = (side // zoom for side in image.shape[:2])
+    top, left = ((side - part) // 2 for side, part in zip(image.shape, (h, w), strict=False))
+    return image[top : top + h, left : left + w].repeat(zoom, axis=0).repeat(zoom, axis=1)
