@@ -5,8 +5,9 @@ Differs from reference: embeddings are looked up exactly at their own pixels (th
 pixel whenever it evaluates; `lookup`), and all layers keep one width (the release narrows the last blocks; `taper`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from math import log2, sqrt
 from typing import Literal
 
@@ -156,9 +157,7 @@ class CIPSGenerator(nn.Module):
         widths = [cfg.block_width(i) for i in range(cfg.num_blocks)]
         dims = [features] + [cfg.width] * self.first + [d for d in widths for _ in range(2)]
         sine = cfg.variant == "sine"
-        self.layers = nn.ModuleList(
-            StyledFC(a, b, cfg.w_dim, noise=cfg.noise, sine=sine) for a, b in zip(dims, dims[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(StyledFC(a, b, cfg.w_dim, noise=cfg.noise, sine=sine) for a, b in pairwise(dims))
         rgb_dims = widths if cfg.variant == "skips" else widths[-1:]
         self.to_rgbs = nn.ModuleList(ToColour(d, cfg.w_dim) for d in rgb_dims)
         if cfg.variant == "residual":
@@ -235,7 +234,8 @@ class CIPSGenerator(nn.Module):
 
     def codes(self, size: tuple[int, int]) -> tuple[Float[Tensor, "p f"], Float[Tensor, "p e"]]:
         """Fourier features and embeddings of every pixel of a grid, row by row; width 0 where the variant has none."""
-        fourier, embedded = self._codes(self.coordinates(size, self.layers[0].bias.device)[None], self._own(size))
+        device = next(self.parameters()).device
+        fourier, embedded = self._codes(self.coordinates(size, device)[None], self._own(size))
         return fourier[0], embedded[0]
 
     @contextmanager
@@ -311,7 +311,7 @@ class CIPSGenerator(nn.Module):
 
     def _colours(self, ws: Tensor, x: Tensor, noise: list[Tensor] | None) -> Iterator[Tensor]:
         """The summands of the colours, block by block."""
-        maps = noise if noise is not None else [None] * len(self.layers)
+        maps: Sequence[Tensor | None] = noise if noise is not None else [None] * len(self.layers)
         for i in range(self.cfg.num_blocks):
             if self.recompute and torch.is_grad_enabled():
                 x, rgb = checkpoint(self._block, i, x, ws, maps, use_reentrant=False, preserve_rng_state=False)
@@ -320,7 +320,7 @@ class CIPSGenerator(nn.Module):
             if rgb is not None:
                 yield rgb
 
-    def _block(self, i: int, x: Tensor, ws: Tensor, maps: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    def _block(self, i: int, x: Tensor, ws: Tensor, maps: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
         a = self.first + 2 * i
         if i == 0 and self.first:
             x = self.layers[0](x, ws[:, 0], maps[0])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.layers.modulated import fp32
-from pipeline.layers.posenc import CPU, pixel_coordinates
+from pipeline.layers.posenc import CPU
 
 Lookup = Literal["exact", "half_pixel"]
 
