@@ -153,20 +153,18 @@ def zeroed(
     runs: Runs = RUNS,
 ) -> None:
     """Pictures as they are, without Fourier features, and without coordinate embeddings."""
-    from pipeline.synthesis.mixing import CODES, without
     from pipeline.synthesis.pictures import sheet
+    from pipeline.synthesis.pixels import per_pixel
     from pipeline.synthesis.sample import generate, parse_seeds, parse_size
 
     numbers, wanted = parse_seeds(seeds), parse_size(size)
     opened = open_model(model, runs, "look-zeroed", out)
-    rows = []
-    for code in CODES:
-        with without(opened.G, code):
-            rows.append((f"without {code}", list(generate(opened.G, numbers, wanted, truncation_psi))))
     whole = generate(opened.G, numbers, wanted, truncation_psi)
-    opened.save(
-        sheet([("both codes", list(whole)), *rows]), {"px": px(whole), "seeds": seeds, "psi": unless_1(truncation_psi)}
-    )
+    rows = [("both codes", list(whole))]
+    for text, code in (("no Fourier features", "fourier"), ("no coordinate embeddings", "embedding")):
+        with per_pixel(opened.G).zeroed(**{code: True}):
+            rows.append((text, list(generate(opened.G, numbers, wanted, truncation_psi))))
+    opened.save(sheet(rows), {"px": px(whole), "seeds": seeds, "psi": unless_1(truncation_psi)})
     opened.tell(f"{len(numbers)} seeds with and without either code, {px(whole)} px from {model}")
 
 

@@ -39,6 +39,9 @@ def sample(
     truncation_psi: Psi = 1.0,
     grid: Out = None,
     columns: Annotated[int | None, typer.Option(min=1)] = None,
+    chunk_px: Annotated[
+        int | None, typer.Option(min=1, help="Pixels computed together, by a generator that makes each alone (cips).")
+    ] = None,
     runs: Runs = RUNS,
 ) -> None:
     """A grid of images, at any size the model allows."""
@@ -47,6 +50,10 @@ def sample(
 
     wanted, numbers = parse_size(size), parse_seeds(seeds)
     opened = open_model(model, runs, "sample", grid, "grid")
+    if chunk_px:
+        from pipeline.synthesis.pixels import per_pixel
+
+        per_pixel(opened.G).pixels_at_once = chunk_px
     images = generate(opened.G, numbers, wanted, truncation_psi)
     words = {"px": px(images), "seeds": seeds, "psi": unless_1(truncation_psi), "columns": columns}
     opened.save(tile(images, columns), words)

@@ -138,7 +138,7 @@ class Shortcut(nn.Module):
 class CIPSGenerator(nn.Module):
     """z -> w -> colours of any set of coordinates. "skips" has 15 ModFC and 7 toRGB at 256 px: 22 styles.
 
-    Without gradients and in eval mode, work is done PIXELS_AT_ONCE pixels at a time, which bounds memory.
+    Without gradients and in eval mode, work is done `pixels_at_once` pixels at a time, which bounds memory.
     `recompute`, an attribute: keep only what enters each block for backward and compute the block again there.
     """
 
@@ -166,6 +166,7 @@ class CIPSGenerator(nn.Module):
         self.num_ws = len(self.layers) + len(self.to_rgbs)
         self.native_size = cfg.grid
         self.recompute = False
+        self.pixels_at_once = PIXELS_AT_ONCE
         self._zero: frozenset[str] = frozenset()
 
     def check_size(self, size: tuple[int, int]) -> None:
@@ -300,7 +301,7 @@ class CIPSGenerator(nn.Module):
         of: Callable[[Iterator[Tensor]], Tensor],
     ) -> Tensor:
         """[..., n, p, 3]: `of` the blocks' colours of these pixels, a bounded number at a time where that is free."""
-        at_once = max(1, PIXELS_AT_ONCE // max(1, len(ws)))
+        at_once = max(1, self.pixels_at_once // max(1, len(ws)))
         if self.training or torch.is_grad_enabled() or pixels <= at_once:
             return of(self._colours(ws, code(slice(None)), noise))
         done = []

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from pipeline.layers.posenc import pixel_coordinates
 from pipeline.synthesis.pixels import per_pixel
 from pipeline.synthesis.spectra import LEAST, power
 
@@ -35,9 +34,9 @@ class Components:
 def codes(G: Any, size: tuple[int, int] | None = None) -> dict[str, Float[np.ndarray, "h w d"]]:
     """The codes by name, as this grid reads them, in float64; a generator may have one of them alone."""
     size = size or per_pixel(G).native_size
-    coords = pixel_coordinates(size, next(per_pixel(G).parameters()).device)
-    found = {"fourier": G.fourier(coords), "embedding": G.embedding(coords)}
-    return {name: c.double().unflatten(0, size).cpu().numpy() for name, c in found.items()}
+    per_pixel(G).check_size(size)
+    found = zip(("fourier", "embedding"), G.codes(size), strict=True)
+    return {name: code.double().unflatten(0, size).cpu().numpy() for name, code in found if code.shape[1]}
 
 
 def magnitude_db(code: Float[np.ndarray, "h w d"]) -> Float[np.ndarray, "h w"]:

@@ -1,15 +1,13 @@
-"""Whose w says what: styles of some layers from another seed, and pictures without a code (CIPS, 2011.13775).
+"""Whose w says what: styles of some layers from another seed (CIPS, 2011.13775, Figure 19).
 
-Figure 19: w of B replaces w of A in groups of layers. Its eight groups of 256 px are taken to be the first ModFC and
-the seven blocks, each with its toRGB. Figure 6: Fourier features or coordinate embeddings are zeros.
+w of B replaces w of A in groups of layers. The paper's eight groups of 256 px are taken to be the first ModFC and the
+seven blocks, each with its toRGB; variants without that first layer have the blocks alone.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,17 +15,14 @@ from pipeline.spec import UserError
 from pipeline.synthesis.pixels import per_pixel, styles
 from pipeline.synthesis.sample import noise_seed, render
 
-Code = Literal["fourier", "embedding"]
-CODES: tuple[Code, ...] = get_args(Code)
-
 
 def groups(G: Any) -> list[list[int]]:
-    """Positions in ws of each group: the first layer, then pairs with their toRGB; a single toRGB is the last's."""
+    """Positions in ws of each group; a toRGB belongs to its block, a single one to the last."""
     G = per_pixel(G)
     layers, to_rgbs = len(G.layers), len(G.to_rgbs)
-    found = [[0], *([i for i in (a, a + 1) if i < layers] for a in range(1, layers, 2))]
+    found = [[i] for i in range(G.first)] + [[a, a + 1] for a in range(G.first, layers, 2)]
     for i in range(to_rgbs):
-        found[len(found) - to_rgbs + i].append(layers + i)
+        found[i - to_rgbs].append(layers + i)
     return found
 
 
@@ -35,7 +30,7 @@ def thirds(G: Any) -> list[tuple[int, int]]:
     """The paper's ranges 1-2, 3-5 and 6-8 of eight groups, in proportion for other depths; from 1, ends included."""
     n = len(groups(G))
     a, b = max(1, round(n * 2 / 8)), max(2, round(n * 5 / 8))
-    return [(1, a), (a + 1, b), (b + 1, n)]
+    return [(first, last) for first, last in ((1, a), (a + 1, b), (b + 1, n)) if first <= last]
 
 
 def parse_spans(text: str) -> list[tuple[int, int]]:
@@ -78,20 +73,3 @@ def mix(
         for one, seed in zip(to, destinations, strict=True)
     ]
     return np.stack(images).reshape(len(spans), len(to), *images[0].shape)
-
-
-@contextmanager
-def without(G: Any, code: Code) -> Iterator[None]:
-    """Within it this code is zero everywhere; UserError where the generator has none."""
-    module = getattr(per_pixel(G), code, None)
-    if module is None:
-        raise UserError(f"model={type(G).__name__} has no {code} code that could be zero")
-    kept = [p.detach().clone() for p in module.parameters()]  # sin(0 p + 0) is 0 as well
-    with torch.no_grad():
-        for p in module.parameters():
-            p.zero_()
-        try:
-            yield
-        finally:
-            for p, old in zip(module.parameters(), kept, strict=True):
-                p.copy_(old)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.synthesis.pixels import by_column, per_pixel
+from pipeline.synthesis.pixels import by_column, is_ring, per_pixel
 
 
 def blend(ws: Float[Tensor, "k num_ws w_dim"], width: int, *, ring: bool) -> Float[Tensor, "w num_ws w_dim"]:
@@ -26,5 +26,5 @@ def blend(ws: Float[Tensor, "k num_ws w_dim"], width: int, *, ring: bool) -> Flo
 
 def panorama(G: Any, ws: Float[Tensor, "k num_ws w_dim"]) -> Float[Tensor, "3 h w"]:
     """The whole native grid, blended between these styles."""
-    h, w = per_pixel(G).native_size
-    return by_column(G, blend(ws, w, ring=False), (h, w))
+    width = per_pixel(G).native_size[1]
+    return by_column(G, blend(ws, width, ring=is_ring(G)))

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from pipeline.layers.posenc import pixel_coordinates
 from pipeline.models.cips import CIPSGenerator
 from pipeline.models.stylegan2 import broadcast_w
 from pipeline.spec import UserError
@@ -24,8 +23,15 @@ COLUMNS_AT_ONCE = 16  # each holds modulated weights of its own
 def per_pixel(G: Any) -> CIPSGenerator:
     """G itself; UserError unless it makes each pixel on its own."""
     if not isinstance(G, CIPSGenerator):
-        raise UserError(f"model={type(G).__name__} makes no pixel alone; look takes generators that do (kind='cips')")
+        raise UserError(
+            f"model={type(G).__name__} makes no pixel alone; this takes a generator that does (kind='cips')"
+        )
     return G
+
+
+def is_ring(G: CIPSGenerator) -> bool:
+    """Does the last column lead back to the first?"""
+    return G.cfg.cylinder_px is not None
 
 
 def styles(G: Any, seeds: Sequence[int], truncation_psi: float | int = 1.0) -> Float[Tensor, "n num_ws w_dim"]:
@@ -38,12 +44,13 @@ def some_pixels(
     G: CIPSGenerator, ws: Float[Tensor, "n num_ws w_dim"], size: tuple[int, int], index: Int64[Tensor, " p"]
 ) -> Float[Tensor, "n p 3"]:
     """Colours of the pixels with these row-major numbers of a grid of this size; no other is computed."""
-    return G.pixels(ws, pixel_coordinates(size, ws.device)[index])
+    return G.pixels(ws, G.coordinates(size, ws.device)[index])
 
 
 @torch.no_grad()
-def by_column(G: CIPSGenerator, ws: Float[Tensor, "w num_ws w_dim"], size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
-    """One image of this size; column i has the style ws[i]."""
-    coords = pixel_coordinates(size, ws.device).unflatten(0, size)
-    columns = [G.pixels(ws[i : i + 1], coords[:, i])[0] for i in range(size[1])]
-    return torch.stack(columns, dim=1).permute(2, 0, 1)
+def by_column(G: CIPSGenerator, ws: Float[Tensor, "w num_ws w_dim"]) -> Float[Tensor, "3 h w"]:
+    """One picture of the trained height; column i, counted on around a cylinder, has the style ws[i]."""
+    rows, cols = (torch.arange(n, device=ws.device) for n in (G.native_size[0], len(ws)))
+    at_once = COLUMNS_AT_ONCE
+    parts = [G.at(w, rows[None], c[:, None]) for w, c in zip(ws.split(at_once), cols.split(at_once), strict=True)]
+    return torch.cat(parts).squeeze(3).permute(1, 2, 0)
