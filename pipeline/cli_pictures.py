@@ -36,22 +36,16 @@ def dense(
     runs: Runs = RUNS,
 ) -> None:
     """A denser grid beside Lanczos up-sampling of the native picture, and the middle of both enlarged."""
-    from pipeline.synthesis.dense import dense as densely
-    from pipeline.synthesis.dense import detail
+    from pipeline.synthesis import dense as grids
     from pipeline.synthesis.pictures import sheet
     from pipeline.synthesis.sample import parse_seeds
 
     numbers = parse_seeds(seeds)
     opened = open_model(model, runs, "look-dense", out)
-    found = densely(opened.G, numbers, factor, truncation_psi)
-    rows = [
-        (
-            f"seed {seed}, {px(found.native)} px: grid of {px(found.dense)}, Lanczos, middle of both",
-            [a, b, detail(a), detail(b)],
-        )
-        for seed, a, b in zip(numbers, found.dense, found.lanczos, strict=True)
-    ]
-    opened.save(sheet(rows), {"px": px(found.dense), "seeds": seeds, "psi": unless_1(truncation_psi)})
+    found = grids.dense(opened.G, numbers, factor, truncation_psi)
+    opened.save(
+        sheet(grids.rows(found, numbers)), {"px": px(found.dense), "seeds": seeds, "psi": unless_1(truncation_psi)}
+    )
     opened.tell(f"{len(numbers)} seeds at {px(found.dense)} px from {model}")
 
 
@@ -66,7 +60,6 @@ def foveated(
     runs: Runs = RUNS,
 ) -> None:
     """Some pixels, most of them in the middle, and the picture with its holes filled by interpolation."""
-    from pipeline.spec import to_uint8
     from pipeline.synthesis import foveated as fovea
     from pipeline.synthesis.pictures import sheet
     from pipeline.synthesis.pixels import per_pixel, styles
@@ -78,9 +71,7 @@ def foveated(
     opened.G.check_size(wanted)  # type: ignore[operator]
     rows = []
     for seed, ws in zip(numbers, styles(opened.G, numbers, truncation_psi).split(1), strict=True):
-        made = [fovea.foveated(opened.G, ws, wanted, part) for part in parts]
-        filled = [to_uint8(image[None])[0].permute(1, 2, 0).numpy() for image, _ in made]
-        computed = [image * mask.numpy()[..., None] for image, (_, mask) in zip(filled, made, strict=True)]
+        computed, filled = fovea.rows(opened.G, ws, wanted, parts)
         rows += [(f"seed {seed}: {percent} % of the pixels", computed), ("the others interpolated", filled)]
     what = f"{wanted[0]}x{wanted[1]}"
     opened.save(sheet(rows), {"px": what, "percent": percent, "seeds": seeds, "psi": unless_1(truncation_psi)})
@@ -208,11 +199,9 @@ def spectra(
 @look.command()
 def codes(model: Model, size: Size = "", out: Out = None, runs: Runs = RUNS) -> None:
     """Spectra of Fourier features and coordinate embeddings, and their first principal components as colours."""
-    import numpy as np
-
     from pipeline.synthesis.codes import codes as codes_of
     from pipeline.synthesis.codes import components, magnitude_db
-    from pipeline.synthesis.pictures import sheet
+    from pipeline.synthesis.pictures import enlarged, sheet
     from pipeline.synthesis.sample import parse_size
     from pipeline.synthesis.spectra import as_picture
 
@@ -224,13 +213,8 @@ def codes(model: Model, size: Size = "", out: Out = None, runs: Runs = RUNS) -> 
     for name, code in found.items():
         first = components(code)
         parts = ", ".join(f"{part:.1%}" for part in first.explained)
-        zoom = len(maps[name]) // len(code)
-        rows.append(
-            (
-                f"{name}: spectrum, and the components of {parts} of the variance",
-                [maps[name], np.kron(first.rgb(), np.ones((zoom, zoom, 1), np.uint8))],
-            )
-        )
+        colours = enlarged(first.rgb(), len(maps[name]) // len(code))
+        rows.append((f"{name}: spectrum, and the components of {parts} of the variance", [maps[name], colours]))
         numbers[name] = {"explained": first.explained.tolist()}
     what = "x".join(map(str, next(iter(found.values())).shape[:2]))
     opened.save(sheet(rows), {"px": what})

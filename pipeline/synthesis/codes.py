@@ -31,7 +31,7 @@ class Components:
 
 
 @torch.no_grad()
-def codes(G: Any, size: tuple[int, int] | None = None) -> dict[str, Float[np.ndarray, "h w d"]]:
+def codes(G: Any, size: tuple[int, int] | None = None) -> dict[str, Float[np.ndarray, "h w _"]]:
     """The codes by name, as this grid reads them, in float64; a generator may have one of them alone."""
     size = size or per_pixel(G).native_size
     per_pixel(G).check_size(size)

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from pipeline.spec import UserError, to_uint8
+from pipeline.synthesis.pictures import Row, enlarged
 from pipeline.synthesis.pixels import is_ring, per_pixel, styles
 
 REACH = 4  # pixels around a picture that is a ring; more than Lanczos looks at
@@ -59,4 +60,13 @@ def detail(image: UInt8[np.ndarray, "h w 3"], zoom: int = 4) -> UInt8[np.ndarray
     """The middle, 1/zoom of each side, enlarged pixel by pixel to about the size of the whole."""
     h, w = (side // zoom for side in image.shape[:2])
     top, left = ((side - part) // 2 for side, part in zip(image.shape, (h, w), strict=False))
-    return image[top : top + h, left : left + w].repeat(zoom, axis=0).repeat(zoom, axis=1)
+    return enlarged(image[top : top + h, left : left + w], zoom)
+
+
+def rows(found: Dense, seeds: Sequence[int]) -> list[Row]:
+    """Both pictures of each seed and the middle of both, for a sheet."""
+    h, w = found.dense.shape[1:3]
+    return [
+        (f"seed {seed}: a grid of {h}x{w}, Lanczos to {h}x{w}, the middle of both", [a, b, detail(a), detail(b)])
+        for seed, a, b in zip(seeds, found.dense, found.lanczos, strict=True)
+    ]

@@ -5,17 +5,20 @@ of them are the whole picture. The paper fills holes "bicubically"; on scattered
 (Clough-Tocher) interpolation on their triangles, and outside all triangles the nearest computed pixel.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from scipy.interpolate import griddata
 from torch import Tensor
 
 from pipeline.chance import rng
-from pipeline.spec import UserError
+from pipeline.spec import UserError, to_uint8
 from pipeline.synthesis.pixels import per_pixel, some_pixels
+
+Picture = UInt8[np.ndarray, "h w 3"]
 
 STD = 0.4  # of a side
 FEWEST = 16  # pixels that can be interpolated between
@@ -66,6 +69,18 @@ def foveated(
     computed = torch.zeros(size, dtype=torch.bool)
     computed.view(-1)[torch.from_numpy(index)] = True
     return image, computed
+
+
+def rows(
+    G: Any, ws: Float[Tensor, "1 num_ws w_dim"], size: tuple[int, int], percents: Sequence[float | int]
+) -> tuple[list[Picture], list[Picture]]:
+    """A picture for each percentage: the computed pixels on black, and with the holes filled."""
+    computed, filled = [], []
+    for percent in percents:
+        image, mask = foveated(G, ws, size, percent)
+        filled.append(to_uint8(image[None])[0].permute(1, 2, 0).numpy())
+        computed.append(filled[-1] * mask.numpy()[..., None])
+    return computed, filled
 
 
 def parse_percent(text: str) -> list[float]:

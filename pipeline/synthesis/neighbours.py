@@ -45,8 +45,8 @@ def load_embedding(path: Path) -> Embed:
 
 
 def nearest(
-    query: Float[Tensor, "q d"], bank: Iterable[Float[Tensor, "n d"]], k: int
-) -> tuple[Int64[Tensor, "q k"], Float[Tensor, "q k"]]:
+    query: Float[Tensor, "q d"], bank: Iterable[Float[Tensor, "_ d"]], k: int
+) -> tuple[Int64[Tensor, "q found"], Float[Tensor, "q found"]]:
     """Numbers and Euclidean distances of the k nearest rows of the bank, which is never held whole."""
     distances, numbers, seen = query.new_empty(len(query), 0), torch.empty(len(query), 0, dtype=torch.long), 0
     for rows in bank:

@@ -79,21 +79,25 @@ def _round_numbers(low: float, high: float) -> list[float]:
 Row = tuple[str, Sequence[UInt8[np.ndarray, "_h _w 3"]]]
 
 
-def sheet(rows: Sequence[Row], zoom: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-    """Rows of pictures on white, each below its line of text; every pixel is a square of `zoom` pixels."""
+def enlarged(image: UInt8[np.ndarray, "h w 3"], zoom: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Every pixel as a square of this side."""
+    return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def sheet(rows: Sequence[Row]) -> UInt8[np.ndarray, "h w 3"]:
+    """Rows of pictures on white, each below its line of text."""
     draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     font = ImageFont.load_default(12)
-    wide = [max(zoom * sum(p.shape[1] for p in row) + GAP_PX * len(row), draw.textlength(t, font)) for t, row in rows]
-    high = [LINE_PX + zoom * max(p.shape[0] for p in row) + GAP_PX for _, row in rows]
+    wide = [max(sum(p.shape[1] + GAP_PX for p in row), draw.textlength(t, font)) for t, row in rows]
+    high = [LINE_PX + max(p.shape[0] for p in row) + GAP_PX for _, row in rows]
     canvas = Image.new("RGB", (GAP_PX + ceil(max(wide)), sum(high)), "white")
     draw, top = ImageDraw.Draw(canvas), 0
     for (text, row), height in zip(rows, high, strict=True):
         draw.text((GAP_PX, top + LINE_PX / 2), text, fill=INK, font=font, anchor="lm")
         left = GAP_PX
         for one in row:
-            whole = Image.fromarray(np.ascontiguousarray(one.repeat(zoom, axis=0).repeat(zoom, axis=1)))
-            canvas.paste(whole, (left, top + LINE_PX))
-            left += whole.width + GAP_PX
+            canvas.paste(Image.fromarray(np.ascontiguousarray(one)), (left, top + LINE_PX))
+            left += one.shape[1] + GAP_PX
         top += height
     return np.asarray(canvas)
 

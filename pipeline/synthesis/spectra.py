@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from pipeline.synthesis.pictures import enlarged
+
 GREY = (0.299, 0.587, 0.114)
 LEAST = 1e-12  # power that counts as none: -120 dB
 
@@ -46,7 +48,7 @@ def azimuthal(power: Float[np.ndarray, "h w"]) -> Float[np.ndarray, " r"]:
     return np.bincount(ring, power.ravel()) / counts.clip(1)
 
 
-def spectrum(batches: Iterable[UInt8[np.ndarray, "n h w 3"]]) -> Spectrum:
+def spectrum(batches: Iterable[UInt8[np.ndarray, "_ h w 3"]]) -> Spectrum:
     """Of all pictures together, which have one size."""
     count, total, decibels = 0, np.zeros(()), np.zeros(())
     for images in batches:
@@ -67,5 +69,5 @@ def as_picture(
     for name, m in maps.items():
         zoom = max(1, side_px // max(m.shape))
         grey = ((m - low) / (high - low) * 255).round().astype(np.uint8)
-        made[name] = grey.repeat(zoom, axis=0).repeat(zoom, axis=1)[..., None].repeat(3, axis=2)
+        made[name] = enlarged(grey[..., None].repeat(3, axis=2), zoom)
     return made

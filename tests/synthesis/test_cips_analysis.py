@@ -126,10 +126,10 @@ def test_what_is_no_embedding_is_refused_in_one_line(tmp_path):
 
 def test_a_sheet_shows_each_picture_below_its_text():
     a, b = np.full((4, 6, 3), 9, np.uint8), np.full((2, 3, 3), 200, np.uint8)
-    made = sheet([("one", [a, b]), ("two", [b])], zoom=2)
-    np.testing.assert_array_equal(made[LINE_PX : LINE_PX + 8, GAP_PX : GAP_PX + 12], 9)
-    np.testing.assert_array_equal(made[LINE_PX : LINE_PX + 4, 2 * GAP_PX + 12 : 2 * GAP_PX + 18], 200)
-    second = LINE_PX + 8 + GAP_PX + LINE_PX
-    np.testing.assert_array_equal(made[second : second + 4, GAP_PX : GAP_PX + 6], 200)
-    assert made.shape[0] == second + 4 + GAP_PX
+    made = sheet([("one", [a, b]), ("two", [b])])
+    np.testing.assert_array_equal(made[LINE_PX : LINE_PX + 4, GAP_PX : GAP_PX + 6], 9)
+    np.testing.assert_array_equal(made[LINE_PX : LINE_PX + 2, 2 * GAP_PX + 6 : 2 * GAP_PX + 9], 200)
+    second = LINE_PX + 4 + GAP_PX + LINE_PX
+    np.testing.assert_array_equal(made[second : second + 2, GAP_PX : GAP_PX + 3], 200)
+    assert made.shape[0] == second + 2 + GAP_PX
     assert (made[:LINE_PX] < 255).any()

@@ -210,3 +210,12 @@ def test_psi_0_is_the_picture_of_the_mean_style(G):
 def test_another_kind_of_generator_is_refused(generator):
     with pytest.raises(UserError, match=r"MSPIEGenerator makes no pixel alone.*kind='cips'"):
         per_pixel(generator())
+
+
+def test_the_demo_draws_samples_a_dense_grid_and_parts_of_the_pixels_on_one_sheet(G):
+    from pipeline.demo import _per_pixel
+
+    picture = _per_pixel(G)
+    assert picture.shape[1] < 1000
+    assert picture.std() > 20
+    np.testing.assert_array_equal(picture[20:52:2, 4:36:2], generate(G, [0])[0])
