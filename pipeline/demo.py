@@ -38,7 +38,7 @@ SETTINGS = {  # what makes a few minutes of a tiny network worth looking at
 }
 EXEC = ["exec.status_kimg=0.25", "exec.checkpoint_kimg=2", "exec.sample_kimg=4", "exec.workers=1"]
 WIDTH_PX, ALIAS = 512, "demo"
-SHOWN, ZOOM, DENSE_SEEDS, PERCENT = 8, 2, (0, 1), (5, 25, 50, 100)  # of a method that makes each pixel alone
+SHOWN, ZOOM, PERCENT = 16, 2, (5, 25, 50, 100)  # of a method that makes each pixel alone
 POLL_SEC, PATIENCE_SEC = 0.5, 15
 
 
@@ -142,13 +142,13 @@ def _sizes(G: nn.Module, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _per_pixel(G: nn.Module) -> np.ndarray:
-    """Samples; a grid four times as dense beside Lanczos; a part of the pixels, and the others interpolated."""
-    native = generate(G, range(2 * SHOWN))
-    samples = [enlarged(image, ZOOM) for image in native]
-    rows = [("samples", samples[:SHOWN]), ("", samples[SHOWN:])]
-    rows += dense.rows(dense.dense(G, DENSE_SEEDS, 4), DENSE_SEEDS)
-    size = native.shape[1:3]
-    computed, filled = foveated.rows(G, styles(G, DENSE_SEEDS[:1]), size, PERCENT)
-    rows.append((f"{', '.join(f'{p:g}' for p in PERCENT)} % of the pixels", [enlarged(p, 2 * ZOOM) for p in computed]))
-    rows.append(("the others interpolated", [enlarged(p, 2 * ZOOM) for p in filled]))
+    """Samples; of the two with most contrast a grid four times as dense, beside Lanczos; a part of one's pixels."""
+    native = generate(G, range(SHOWN))
+    seeds = [int(i) for i in native.std(axis=(1, 2, 3)).argsort()[:-3:-1]]
+    rows = [("samples of seeds 0, 1, 2 ...", [enlarged(grid(native, SHOWN // 2), ZOOM)])]
+    rows += dense.rows(dense.dense(G, seeds, 4), seeds)
+    computed, filled = foveated.rows(G, styles(G, seeds[:1]), native.shape[1:3], PERCENT)
+    text = f"seed {seeds[0]}: {', '.join(f'{p:g}' for p in PERCENT)} % of the pixels"
+    rows += [(text, [enlarged(p, 2 * ZOOM) for p in computed])]
+    rows += [("the others interpolated", [enlarged(p, 2 * ZOOM) for p in filled])]
     return sheet(rows)

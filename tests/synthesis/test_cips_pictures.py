@@ -212,10 +212,10 @@ def test_another_kind_of_generator_is_refused(generator):
         per_pixel(generator())
 
 
-def test_the_demo_draws_samples_a_dense_grid_and_parts_of_the_pixels_on_one_sheet(G):
+def test_the_demo_draws_samples_a_dense_grid_and_parts_of_the_pixels_on_one_sheet():
     from pipeline.demo import _per_pixel
 
+    G = CIPSGeneratorConfig(size_px=32, width=4, z_dim=8, w_dim=8, mapping_layers=1).build().eval()
     picture = _per_pixel(G)
     assert picture.shape[1] < 1000
-    assert picture.std() > 20
-    np.testing.assert_array_equal(picture[20:52:2, 4:36:2], generate(G, [0])[0])
+    np.testing.assert_array_equal(picture[20:84:2, 4:68:2], generate(G, [0])[0])
