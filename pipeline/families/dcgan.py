@@ -41,10 +41,6 @@ class DCGANConfig(WGANGPConfig):
     def size_probs(self, total_kimg: float = inf) -> tuple[float, ...]:
         return (1.0,)
 
-    def passes(self) -> dict[str, float]:
-        """D: a fake, 2 forward, 4 backward, 4 for the penalty; in every G_every-th 3 through G, 2 through D."""
-        return {"G": 1 + 3 / self.G_every, "D": 6 + 2 / self.G_every + (4 if self.gp_weight else 0)}
-
     def tiny(self) -> "DCGANConfig":
         small_g = self.G.replace(resolution_px=16, channel_base=8, z_dim=16, bn_group=4)
         return self.replace(G=small_g, D=self.D.replace(resolution_px=16, channel_base=8))

@@ -75,10 +75,6 @@ class PGGANConfig(WGANGPConfig):
         ends = [min(start, total) for start in (*self.starts()[1:], total)]
         return tuple(max(0.0, end - start) / total for start, end in zip(self.starts(), ends, strict=True))
 
-    def passes(self) -> dict[str, float]:
-        """D: a fake, 2 forward, 4 backward, 6 for the penalty; G: 3 through G, 2 through the frozen D."""
-        return {"G": 1 + 3 / self.G_every, "D": 6 + 2 / self.G_every + (6 if self.gp_weight else 0)}
-
     def staged(self) -> bool:
         return True
 

@@ -30,6 +30,10 @@ class WGANGPConfig(FamilyConfig):
     def adam(self) -> dict[str, AdamSpec]:
         return dict.fromkeys(("G", "D"), AdamSpec((self.beta1, self.beta2), self.eps))
 
+    def passes(self) -> dict[str, float]:
+        """D's phase: a fake, 2 forward, 4 backward, 6 for the penalty; G's: 3 through G, 2 through the frozen D."""
+        return {"G": 1 + 3 / self.G_every, "D": 6 + 2 / self.G_every + (6 if self.gp_weight else 0)}
+
     def exact_penalties(self) -> dict[str, str]:
         return {"D": "gp_weight"} if self.gp_weight else {}
 
