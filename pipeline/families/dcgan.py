@@ -21,7 +21,7 @@ class DCGANConfig(WGANGPConfig):
     kind: Literal["dcgan"] = "dcgan"
     G: DCGANGeneratorConfig = DCGANGeneratorConfig()
     D: DCGANDiscriminatorConfig = DCGANDiscriminatorConfig()
-    ema_kimg: float = Field(default=0.001, gt=0)  # of one image: G_ema is G
+    ema_kimg: float = Field(default=1e-6, gt=0)  # next to nothing: G_ema is G
 
     @model_validator(mode="after")
     def _same_size(self) -> "DCGANConfig":

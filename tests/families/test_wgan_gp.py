@@ -1,5 +1,7 @@
 """PGGAN and DCGAN by WGAN-GP: penalties against closed forms, the published schedule, what every field does."""
 
+from math import log
+
 import pytest
 import torch
 from torch import nn
@@ -111,7 +113,7 @@ def test_the_levels_of_12_million_images_are_those_of_the_original():
     assert config.size_probs() == (0, 0, 0, 0, 0, 1)
     assert (family.adam["G"].betas, family.adam["D"].eps) == ((0.0, 0.99), 1e-8)
     assert [phase.every for phase in family.phases] == [1, 1]
-    assert config.ema_kimg == pytest.approx(0.032 * torch.tensor(0.5).log() / torch.tensor(0.999).log(), rel=2e-3)
+    assert config.ema_kimg == pytest.approx(0.032 * log(0.5) / log(0.999), rel=2e-3)
 
 
 def test_without_a_fade_a_level_is_whole_at_once():

@@ -2,7 +2,8 @@
 
 Rows: a, padded; b, without padding; c, as b with the sinusoidal code at the head. Published figures are sliced
 Wasserstein distances. Unverified: the paper states architecture style and loss alone. Optimizers, batch and length
-are those of mmgeneration's WGAN-GP at 128 px: 160 thousand updates of D with a batch of 64, every fifth with one of G, no mirroring.
+are those of mmgeneration's WGAN-GP at 128 px: 160 thousand updates of D with a batch of 64, every fifth with one of G,
+no mirroring.
 """
 
 from pipeline.families.dcgan import DCGANConfig
