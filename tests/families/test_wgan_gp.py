@@ -17,6 +17,7 @@ from pipeline.objectives.adversarial import wgan_d, wgan_g
 from pipeline.objectives.penalties import drift, gradient_penalty
 from pipeline.phases import Step
 from pipeline.plan import DataConfig, ExecConfig, RunConfig, check, override_all
+from pipeline.recipes import find
 from pipeline.spec import UserError, to_float
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Training
@@ -262,3 +263,21 @@ def test_the_convention_of_the_code_changes_what_is_trained(kind, unchanged):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_resolution_is_that_of_the_images(kind):
     assert [c.sizes()[-1] for c in (FAMILIES[kind], small(kind))] == [(128, 128), (16, 16)]
+
+
+def test_each_row_trains_small_and_is_another_method():
+    """Three iterations; rows are told apart by it, data sets are not."""
+    digests = {}
+    for name in ("pggan_celeba", "pggan_bedroom", "dcgan_bedroom"):
+        for row in "abc":
+            run = find(f"mspie.{name}_{row}").make().tiny()
+            factor = run.family.batch_factors[0] if name.startswith("pggan") else 1
+            digests[name, row] = trained(run.replace(total_kimg=3 * factor * run.batch_size / 1000))
+    assert len(set(digests.values())) == 6
+    assert all(digests["pggan_celeba", row] == digests["pggan_bedroom", row] for row in "abc")
+
+
+def test_a_tiny_run_sees_all_levels():
+    run = find("mspie.pggan_celeba_a").make().tiny()
+    assert run.family.starts()[-1] + 1000 * run.family.fade_kimg < 1000 * run.total_kimg
+    assert run.family.batch_factors == (2, 1, 1)
