@@ -82,8 +82,8 @@ class PGGANConfig(WGANGPConfig):
         return self.replace(
             G=self.G.replace(resolution_px=16, channel_max=32, z_dim=32),
             D=self.D.replace(resolution_px=16, channel_max=32),
-            stage_kimg=0.5,
-            fade_kimg=0.5,
+            stage_kimg=0.1,
+            fade_kimg=0.1,
             batch_factors=self.batch_factors[-3:],
             lr_factors=self.lr_factors[-3:],
             ema_kimg=0.5,

@@ -124,7 +124,7 @@ def test_without_a_fade_a_level_is_whole_at_once():
 def test_beginning_an_iteration_moves_g_d_and_the_average_to_its_level():
     family = small("pggan").build(0)
     nets = {**family.nets, "G_ema": small("pggan").G.build()}
-    family.stages.begin(nets, 750)
+    family.stages.begin(nets, 150)
     assert {(net.level, net.fade) for net in nets.values()} == {(1, 0.5)}
 
 
@@ -150,12 +150,12 @@ def test_reals_are_averaged_to_the_level_and_fade_with_it():
 def test_d_sees_reals_faded_like_itself():
     config = small("pggan")
     family, step = config.build(0), make_step(side=8)
-    family.stages.begin(family.nets, 500)
+    family.stages.begin(family.nets, 100)
     D = family.nets["D"]
     assert D.fade == 0
     logits = family.phases[0].loss(family.nets, step)["real_logits"]
     torch.testing.assert_close(logits, D(faded_reals(step.real, 0.0)).detach())
-    family.stages.begin(family.nets, 750)
+    family.stages.begin(family.nets, 150)
     logits = family.phases[0].loss(family.nets, step)["real_logits"]
     torch.testing.assert_close(logits, D(faded_reals(step.real, 0.5)).detach())
     assert not torch.allclose(logits, D(step.real).detach())
