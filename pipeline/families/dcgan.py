@@ -5,7 +5,7 @@ Differs from reference: the paper states architecture style and loss alone. Ever
 """
 
 from math import inf
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,7 @@ class DCGANConfig(WGANGPConfig):
     """Defaults are row a: padded, no code, 128 px."""
 
     kind: Literal["dcgan"] = "dcgan"
+    group_field: ClassVar[str] = "family.G.bn_group"
     G: DCGANGeneratorConfig = DCGANGeneratorConfig()
     D: DCGANDiscriminatorConfig = DCGANDiscriminatorConfig()
     ema_kimg: float = Field(default=1e-6, gt=0)  # next to nothing: G_ema is G

@@ -107,11 +107,11 @@ class DCGANGenerator(nn.Module):
         """Images of any size that `check_size` allows; `noise` has no effect."""
         w = ws[:, 0]
         if self.training:
-            return self.images(self.head(w, size))
+            return self.images(self.first_map(w, size))
         group = self.cfg.bn_group
-        return self.images(self.head(torch.cat([self.standing(w.device), w]), size))[group:]
+        return self.images(self.first_map(torch.cat([self.standing(w.device), w]), size))[group:]
 
-    def head(self, w: Float[Tensor, "n z_dim"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
+    def first_map(self, w: Float[Tensor, "n z_dim"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
         """The first map for an image of this size, the code in it."""
         x = self.fc(w).unflatten(1, (-1, HEAD_PX, HEAD_PX))
         grid = (size[0] >> len(self.convs), size[1] >> len(self.convs))

@@ -171,7 +171,7 @@ class PGGANGenerator(Growing):
     def mapping(self, z: Float[Tensor, "n z_dim"]) -> Float[Tensor, "n z_dim"]:
         return pixel_norm(z)
 
-    def head(self, w: Float[Tensor, "n z_dim"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
+    def first_map(self, w: Float[Tensor, "n z_dim"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
         """The first map for an image of this size, the code in it."""
         x = self.fc(w[:, :, None, None]).unflatten(1, (-1, self.side, self.side)).squeeze((-2, -1))
         around = self.side - HEAD_PX
@@ -185,7 +185,7 @@ class PGGANGenerator(Growing):
         self, ws: Float[Tensor, "n 1 w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None
     ) -> Float[Tensor, "n 3 h w"]:
         """Images of any size that `check_size` allows; `noise` has no effect."""
-        return self.images(self.head(ws[:, 0], size))
+        return self.images(self.first_map(ws[:, 0], size))
 
     def images(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
         """From the first map."""

@@ -212,6 +212,15 @@ def test_networks_that_grow_are_not_sharded():
     assert run.family.replace(gp_weight=0).exact_penalties() == {}
 
 
+def test_ranks_and_microbatches_are_counted_in_groups_of_batch_norm():
+    run = find("mspie.dcgan_bedroom_a").make()
+    check(run, ExecConfig(gpus=4, batch_gpu=16))
+    with pytest.raises(UserError, match=r"multiple of family\.G\.bn_group=16, .* use one of 1, 2, 4 ranks"):
+        check(run, ExecConfig(gpus=8))
+    with pytest.raises(UserError, match=r"batch_gpu=8 must be a multiple of family\.G\.bn_group=16"):
+        check(run, ExecConfig(batch_gpu=8))
+
+
 SHARED = {
     "lr": 0.01, "beta1": 0.7, "beta2": 0.8, "eps": 0.1, "gp_weight": 1, "drift_weight": 0.1, "G_every": 2,
     "ema_kimg": 0.1, "G.z_dim": 12, "G.padding": "false", "G.head": "spe",

@@ -153,13 +153,13 @@ def test_the_code_is_added_to_the_first_map_at_its_own_size(size):
         G.grow(2)
     w = torch.from_numpy(rng("w").standard_normal((2, 8), dtype="float32"))
     grid = (size[0] // 4 + 2, size[1] // 4 + 2)
-    added = with_code.head(w, size) - without.head(w, size)
+    added = with_code.first_map(w, size) - without.first_map(w, size)
     torch.testing.assert_close(added, sinusoidal(8, grid).expand(2, -1, -1, -1), atol=1e-6, rtol=0)
 
 
 def test_the_first_map_at_another_size_keeps_its_corners():
     G = SMALL.build()
     w = torch.randn(2, 8)
-    own, larger = G.head(w, (4, 4)), G.head(w, (6, 9))
+    own, larger = G.first_map(w, (4, 4)), G.first_map(w, (6, 9))
     assert larger.shape == (2, 8, 6, 9)
     torch.testing.assert_close(larger[:, :, ::5, ::8], own[:, :, ::3, ::3])
