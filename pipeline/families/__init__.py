@@ -2,6 +2,7 @@
 
 from pipeline.families.cips import CIPSConfig
 from pipeline.families.mspie import MSPIEConfig
+from pipeline.families.singan import SinGANConfig
 from pipeline.phases import FamilyConfig
 
-KINDS: dict[str, type[FamilyConfig]] = {"mspie": MSPIEConfig, "cips": CIPSConfig}
+KINDS: dict[str, type[FamilyConfig]] = {"mspie": MSPIEConfig, "cips": CIPSConfig, "singan": SinGANConfig}

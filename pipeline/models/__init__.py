@@ -5,8 +5,10 @@ GENERATORS names each generator's configuration as it stands in a run's config.j
 
 from pipeline.models.cips import CIPSGeneratorConfig
 from pipeline.models.mspie import MSPIEGeneratorConfig
+from pipeline.models.singan import SinGANGeneratorConfig
 
-GENERATORS: dict[str, type[MSPIEGeneratorConfig] | type[CIPSGeneratorConfig]] = {
+GENERATORS: dict[str, type[MSPIEGeneratorConfig] | type[CIPSGeneratorConfig] | type[SinGANGeneratorConfig]] = {
     "mspie": MSPIEGeneratorConfig,
     "cips": CIPSGeneratorConfig,
+    "singan": SinGANGeneratorConfig,
 }

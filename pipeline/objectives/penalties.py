@@ -35,3 +35,13 @@ def path_lengths(
     with fp32(ws):
         (grad,) = torch.autograd.grad((img * noise).sum() / (h * w) ** 0.5, ws, create_graph=True)
     return grad.float().square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def pixel_gradient_penalty(logits: Float[Tensor, "n 1 ho wo"], x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    """Mean over pixels of (|grad_x D(x)| - 1)^2, the norm over the channels of a pixel (SinGAN's WGAN-GP).
+
+    The gradient is that of the sum of D's map of logits.
+    """
+    with fp32(x):
+        (grad,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return (torch.linalg.vector_norm(grad.float(), dim=1) - 1).square().mean(dim=(1, 2))
