@@ -45,8 +45,8 @@ def pyramid(image_px: Size, min_px: int, max_px: int, shrink: float) -> tuple[Si
     stop = up_to_image + 1 - beyond_max
     if min(last) <= min_px or stop < 1:
         raise ValueError(
-            f"image_px={list(image_px)} is trained at {last[0]}x{last[1]} px (max_px={max_px}); the shorter side must be "
-            f"larger than min_px={min_px}: take a larger image, or lower min_px"
+            f"image_px={list(image_px)} is trained at {last[0]}x{last[1]} px (max_px={max_px}); the shorter side must "
+            f"be larger than min_px={min_px}: take a larger image, or lower min_px"
         )
     factor = (min_px / min(last)) ** (1 / stop)
     sizes = (tuple(round_px(side * factor ** (stop - k)) for side in last) for k in range(stop + 1))
