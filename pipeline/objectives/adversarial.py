@@ -16,7 +16,7 @@ def logistic_g(fake_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 def wgan_d(real_logits: Float[Tensor, " n"], fake_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """D(fake) - D(real) (Arjovsky et al. 2017)."""
+    """The critic's loss D(fake) - D(real) (Arjovsky et al. 2017)."""
     return fake_logits.float() - real_logits.float()
 
 
