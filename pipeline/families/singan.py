@@ -84,9 +84,9 @@ class SinGANConfig(FamilyConfig):
         return True
 
     def tiny(self) -> "SinGANConfig":
-        """Three stages of 20 images, up to 17x25 px."""
+        """Three stages of 12 images, up to 17x25 px."""
         small_g = self.G.replace(image_px=(33, 49), min_px=12, max_px=25, channels=4)
-        return self.replace(G=small_g, D=self.D.replace(channels=4), stage_kimg=0.02, decay_kimg=0.016)
+        return self.replace(G=small_g, D=self.D.replace(channels=4), stage_kimg=0.012, decay_kimg=0.008)
 
     def build(self, seed: int) -> Family:
         sizes = self.sizes()

@@ -1,6 +1,7 @@
 """SinGAN's networks against the published pyramid, their size arithmetic, and what padding does to position."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_the_pyramid_is_that_of_the_formula(image_px, max_px, stages):
     assert sizes[-1] == tuple(int(side * fit + 0.5) for side in image_px)
     assert min(sizes[0]) == 25
     factor = (25 / min(sizes[-1])) ** (1 / (stages - 1))
-    for below, above in zip(sizes, sizes[1:], strict=False):
+    for below, above in pairwise(sizes):
         assert all(abs(a * factor - b) <= 1 for a, b in zip(above, below, strict=True))
     assert sizes[-2] == tuple(math.floor(side * factor + 0.5) for side in sizes[-1])
 
@@ -68,7 +69,7 @@ def test_an_image_too_small_for_two_stages_is_refused(words):
 
 @pytest.mark.parametrize("words", [{"spe_channels": 16}, {"convention": "paper"}, {"head": "spe", "spe_channels": 6}])
 def test_values_without_effect_are_refused(words):
-    with pytest.raises(ValidationError, match="has no effect|multiple of 4"):
+    with pytest.raises(ValidationError, match=r"has no effect|multiple of 4"):
         SinGANGeneratorConfig(**words)
 
 
