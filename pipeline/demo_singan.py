@@ -9,6 +9,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ def _plan(out: Path, data: Path, photo: str, recipe: str, overrides: list[str]) 
     settings = [*SETTINGS, f"family.G.image_px=[{height}, {width}]", *EXEC, *overrides]
     run, exec_ = override_all(find(recipe).make(), ExecConfig(), settings)
     if not any(o.startswith("total_kimg=") for o in overrides):
-        run = run.replace(total_kimg=len(run.family.sizes()) * run.family.stage_kimg)
+        family: Any = run.family
+        run = run.replace(total_kimg=len(family.sizes()) * family.stage_kimg)
     print(f"{photo}: {run.recipe}, stages {', '.join(f'{h}x{w}' for h, w in run.family.sizes())}", flush=True)
     return plan_run(run, exec_, data, out / "runs", settings)
 
@@ -84,7 +86,7 @@ def _rows(photo: str, folders: dict[tuple[str, str], Path]) -> list[np.ndarray]:
     made, real = [], None
     for recipe in VARIANTS:
         folder = folders[photo, recipe]
-        G = load_generator(folder / "config.json", newest_checkpoint(folder) / "G_ema.safetensors")
+        G: Any = load_generator(folder / "config.json", newest_checkpoint(folder) / "G_ema.safetensors")
         h, w = G.native_size
         real = np.asarray(photograph(photo).convert("RGB").resize((w, h), Image.Resampling.BICUBIC))
         made.append(generate(G, SEEDS, (h, round(WIDER * w))))

@@ -174,8 +174,8 @@ def _mean(logits: Float[Tensor, "n 1 h w"]) -> Float[Tensor, " n"]:
 
 
 def _keep_first(feedback: Mapping[str, float], means: Mapping[str, float]) -> dict[str, float]:
-    """A stage's error is that of its first iteration."""
-    return {name: means[name] for name, value in feedback.items() if name in means and not value}
+    """A stage's error is that of its first iteration; later ones do not measure it."""
+    return {name: means[name] for name in feedback if name in means}
 
 
 def _inherit(nets: Nets, stage: int) -> None:

@@ -117,16 +117,3 @@ def singan_padding_free_spe8() -> RunConfig:
     Measured:
     """
     return _run("singan_padding_free_spe8", _G.replace(padding="none", head="spe"), _NO_NORM)
-
-
-def singan_padding_free_bn() -> RunConfig:
-    """SinGAN without padding, no code, D with batch norm, whose colours shift (Appendix E.1).
-
-    Command: graticule submit mspie.singan_padding_free_bn --data DIR --cluster NAME
-    Data: one image of 186x248 px: graticule prep folder PATH --crop stretch --size 248
-    Cost: 0.018 M images (9 stages), 0.0 EFLOP: 0 GPU-hours at a sustained 100 TFLOP/s (8 PFLOP,
-        bound by latency: small images one by one)
-    Published: pictures, no number
-    Measured:
-    """
-    return _run("singan_padding_free_bn", _G.replace(padding="none"))
