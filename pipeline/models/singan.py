@@ -291,4 +291,6 @@ class SinGANGenerator(Stack):
 
 def resized(img: Float[Tensor, "n c h w"], size: Size) -> Float[Tensor, "n c h2 w2"]:
     """Bicubic with aligned corners, as the release enlarges from stage to stage."""
+    if img.is_meta:  # torch would take it apart into hundreds of operators, none of which is counted
+        return img.new_empty(*img.shape[:2], *size)
     return F.interpolate(img, size=size, mode="bicubic", align_corners=True)
