@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -121,6 +121,7 @@ class FamilyConfig(Config, ABC):
     """The configuration of a method: what a recipe holds and KINDS lists."""
 
     kind: str
+    group_field: ClassVar[str] = "family.D.mbstd_group"  # what a user sets `group` by
 
     @property
     @abstractmethod

@@ -152,15 +152,15 @@ def check(run: RunConfig, exec_: ExecConfig) -> None:
         fits = [str(n) for n in range(1, batch_size + 1) if batch_size % (n * group) == 0]
         raise UserError(
             f"batch_size={batch_size} over nodes*gpus={exec_.nodes}*{exec_.gpus}={world} ranks does not give each a "
-            f"multiple of family.D.mbstd_group={group}, whose statistics are taken inside one forward; "
+            f"multiple of {run.family.group_field}={group}, whose statistics are taken inside one forward; "
             + (f"use one of {', '.join(fits)} ranks" if fits else f"use a multiple of {group} as batch_size")
         )
     local, micro = batch_size // world, exec_.microbatch(run)
     if local % micro or micro % group:
         fits = [str(m) for m in range(group, local + 1, group) if local % m == 0]
         raise UserError(
-            f"exec.batch_gpu={micro} must be a multiple of family.D.mbstd_group={group} and divide the {local} images "
-            f"of a rank; use one of {', '.join(fits)}"
+            f"exec.batch_gpu={micro} must be a multiple of {run.family.group_field}={group} and divide the {local} "
+            f"images of a rank; use one of {', '.join(fits)}"
         )
     _check_zero(run, exec_)
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,14 @@ def test_files_and_functions_stay_small_and_say_what_they_are(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and not (path.name == "loop.py" and node.name == "train"):
             assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno} lines"
+
+
+def test_every_package_is_installed():
+    """setuptools takes those that pyproject.toml lists."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = [
+        p.parent.relative_to(ROOT)
+        for top in ("pipeline", "jobs", "dataprep")
+        for p in (ROOT / top).rglob("__init__.py")
+    ]
+    assert sorted(listed) == sorted(".".join(f.parts) for f in folders)

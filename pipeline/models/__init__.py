@@ -4,9 +4,19 @@ GENERATORS names each generator's configuration as it stands in a run's config.j
 """
 
 from pipeline.models.cips import CIPSGeneratorConfig
+from pipeline.models.dcgan import DCGANGeneratorConfig
 from pipeline.models.mspie import MSPIEGeneratorConfig
+from pipeline.models.pggan import PGGANGeneratorConfig
+from pipeline.models.singan import SinGANGeneratorConfig
 
-GENERATORS: dict[str, type[MSPIEGeneratorConfig] | type[CIPSGeneratorConfig]] = {
+GeneratorConfig = (
+    MSPIEGeneratorConfig | CIPSGeneratorConfig | PGGANGeneratorConfig | DCGANGeneratorConfig | SinGANGeneratorConfig
+)
+
+GENERATORS: dict[str, type[GeneratorConfig]] = {
     "mspie": MSPIEGeneratorConfig,
     "cips": CIPSGeneratorConfig,
+    "pggan": PGGANGeneratorConfig,
+    "dcgan": DCGANGeneratorConfig,
+    "singan": SinGANGeneratorConfig,
 }

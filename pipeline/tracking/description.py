@@ -15,13 +15,8 @@ from pipeline.tracking import jsonl
 
 RUN_TAG = "graticule.run"
 SOURCES = ("config.json", jsonl.EVENTS, "environment.json")  # what all of this is made from
-FILES = (
-    "config.json",
-    "overrides",
-    "environment.json",
-    "environment/*.json",
-    "pictures/[!.]*",
-)  # kept there as they are
+# Kept with the MLflow run as they are; a picture that is being written has a dot before its name.
+FILES = ("config.json", "overrides", "environment.json", "environment/*.json", "pictures/[!.]*")
 MAX_VALUE = 500  # characters of a param or tag that every server takes
 NOT_TAGS = ("git_diff", "git_untracked", "variables", "command")  # long; environment.json is there as a whole
 CAUSES = {"time limit": "SCHEDULED", "preemption": "SCHEDULED", "cancelled": "KILLED"}  # of a stop after a save

@@ -3,10 +3,13 @@
 Full-size networks live on the meta device.
 """
 
+from functools import cache
+
 import pytest
 import torch
 
 from pipeline.cost import multiply_adds, parameters
+from pipeline.families.mspie import MSPIEConfig
 from pipeline.models.mspie import MSPIEGeneratorConfig
 from pipeline.models.stylegan2 import DiscriminatorConfig
 from pipeline.recipes import find, recipes
@@ -71,23 +74,28 @@ def assert_printed(macs: int, printed: float) -> None:
     assert abs(macs / 1e9 - printed) <= (0.5 if printed == int(printed) else 0.05), (macs, printed)
 
 
+@cache
+def macs_at(family: MSPIEConfig, name: str, s: int) -> int:
+    """Of one image of a network at one scale."""
+    (macs,) = multiply_adds(family.replace(scales=(s,), scale_probs=(1,)), name).values()
+    return macs
+
+
 @each_row
-def test_rows_have_the_derived_multiply_adds_at_their_largest_size(row):
+def test_rows_have_the_derived_multiply_adds(row):
+    """Of one row of each kind at every size, of others at their largest. A constant costs what the full code does."""
     family = find(f"mspie.{row}").make().family
-    family = family.replace(scales=family.scales[-1:], scale_probs=(1,))
+    head = "spe" if family.G.head == "const" else family.G.head
     for name, printed in zip("GD", ROWS[row][2:], strict=True):
-        (macs,) = multiply_adds(family, name).values()
-        if name == "G" and family.G.head == "csg":  # printed are those of 512 channels at the head
-            macs += 9 * (512 - 2) * 512 * (4 + family.scales[0]) ** 2
-        if printed:
-            assert_printed(macs, printed[-1])
-
-
-@pytest.mark.parametrize("row", ["table5_f", "table5_g", "table5_k"])
-def test_each_kind_of_row_has_the_derived_multiply_adds_at_each_size(row):
-    family = find(f"mspie.{row}").make().family
-    for name, printed in zip("GD", ROWS[row][2:], strict=True):
-        for macs, one in zip(multiply_adds(family, name).values(), printed, strict=True):
+        if not printed:
+            continue
+        nets = {"G": family.G.replace(head=head, resize="expand")} if name == "G" else {"D": family.D}
+        alike = MSPIEConfig(**nets, scales=(0,), scale_probs=(1,))
+        at = list(zip(family.scales, printed, strict=True))
+        for s, one in at if row in ("table5_f", "table5_g", "table5_k") else at[-1:]:
+            macs = macs_at(alike, name, s)
+            if name == "G" and head == "csg":  # printed are those of 512 channels at the head
+                macs += 9 * (512 - 2) * 512 * (4 + s) ** 2
             assert_printed(macs, one)
 
 
@@ -96,31 +104,39 @@ def test_the_discriminator_of_half_width_has_its_derived_multiply_adds_at_1024()
     assert round(multiply_adds(family, "D")[1024, 1024] / 1e9) == 246
 
 
-@pytest.mark.parametrize("s", [0, 2, 4, 10, 12, (0, 4)])
-@pytest.mark.parametrize("row", ["table2_b", *(row for row in ROWS if len(row) == len("table5_a") and row[5] == "5")])
-def test_size_table_of_every_row(row, s):
-    """Head 4 + s, or 6 + s; blocks double the grid; 14 styles and 13 noise maps at every scale, as convs put out."""
-    cfg = find(f"mspie.{row}").make().family.G
-    grid = s if isinstance(s, tuple) else (s, s)
-    h, w = 4 + grid[0], 4 + grid[1]
-    n, unpadded = cfg.num_upblocks, cfg.padding == "none"
+def sides_of(G, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """What each convolution puts out, for an image of this size."""
     seen = []
+    hooks = [conv.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[2:]))) for conv in G.convs]
     with torch.device("meta"), torch.no_grad():
+        assert G.synthesis(torch.zeros(1, G.num_ws, 512), size, None).shape == (1, 3, *size)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@each_row
+def test_size_table_of_every_row(row):
+    """Head 4 + s, or 6 + s; blocks double the grid; 14 styles and 13 noise maps at every scale.
+
+    Convolutions put out what noise maps are made for: looked at in one row of each kind.
+    """
+    cfg = find(f"mspie.{row}").make().family.G
+    n, more = cfg.num_upblocks, 2 if cfg.padding == "none" else 0
+    with torch.device("meta"):
         G = cfg.build()
-        for conv in G.convs:
-            conv.register_forward_hook(lambda _m, _i, out: seen.append(tuple(out.shape[2:])))
+    assert (n, G.num_ws, len(G.convs)) == ((7, 16, 15) if row == "table5_b" else (6, 14, 13))
+    for s, t in [(0, 0), (2, 2), (4, 4), (10, 10), (12, 12), (0, 4)]:
+        h, w = 4 + s, 4 + t
         size = (h << n, w << n)
         G.check_size(size)
-        img = G.synthesis(torch.zeros(1, G.num_ws, 512), size, None)
-        head = G.head(size)
-    assert head.shape[1:] == ((h + 2, w + 2) if unpadded else (h, w))
-    assert (G.num_ws, len(G.convs)) == (2 * n + 2, 2 * n + 1)
-    assert (n, G.num_ws, len(G.convs)) == (6, 14, 13) or row == "table5_b"
-    assert G.noise_shapes(size) == [(1, *shape) for shape in seen]
-    assert seen[0::2] == [(h << i, w << i) for i in range(n + 1)]
-    more = 2 if unpadded else 0
-    assert seen[1::2] == [((h << i) + more, (w << i) + more) for i in range(1, n + 1)]
-    assert img.shape == (1, 3, *size)
+        with torch.device("meta"):
+            assert G.head(size).shape[1:] == (h + more, w + more)
+        maps = [shape[1:] for shape in G.noise_shapes(size)]
+        assert maps[0::2] == [(h << i, w << i) for i in range(n + 1)]
+        assert maps[1::2] == [((h << i) + more, (w << i) + more) for i in range(1, n + 1)]
+        if row in ("table2_b", "table5_a", "table5_f", "table5_k") and (s, t) in ((2, 2), (0, 4)):
+            assert sides_of(G, size) == maps
 
 
 @each_row

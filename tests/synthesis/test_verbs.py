@@ -85,6 +85,8 @@ def test_interpolate_makes_a_row_a_leg_and_an_animation_beside_it(graticule, run
     assert pixels(Path("way.png")).shape == (2 * 16, 4 * 16, 3)
     with Image.open("way-animated.png") as picture:
         assert (picture.n_frames, picture.size) == (7, (16, 16))
+        durations = {picture.seek(i) or picture.info["duration"] for i in range(7)}
+    assert len(durations) == 1  # a frame that two legs share is not there twice
 
 
 def test_probe_padding_prints_both_variances_of_each_of_five_pictures(graticule, run):

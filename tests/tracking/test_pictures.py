@@ -48,7 +48,7 @@ def test_a_verb_sends_its_picture_and_sync_sends_those_that_are_not_there_yet(fo
     assert got == str(tmp_path / "pictures")
 
 
-def test_a_server_that_is_down_costs_a_line_and_never_the_picture(folder, graticule, monkeypatch):
+def test_a_server_that_is_down_costs_a_line_and_never_the_picture(folder, graticule, tmp_path, monkeypatch):
     """Nothing listens on that port; the store that answers later is another one, which gets everything."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     code, out, err = graticule("edit", tracked(folder), "--seeds", "1")
@@ -57,6 +57,7 @@ def test_a_server_that_is_down_costs_a_line_and_never_the_picture(folder, gratic
     assert f"graticule sync {folder}" in err
     (path,) = (folder / "pictures").iterdir()
     assert f"{path}: " in out
+    assert graticule("sample", folder, "--grid", tmp_path / "elsewhere.png")[::2] == (0, "")  # MLflow is not asked
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert graticule("sync", folder)[0] == 0
     assert pictures(folder) == names(folder)
