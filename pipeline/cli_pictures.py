@@ -126,9 +126,10 @@ def mix(
     images = mixes(opened.G, to, of, spans, wanted, truncation_psi)
     kept, taken = (generate(opened.G, seeds, wanted, truncation_psi) for seeds in (to, of))
     rows = [("sources", [np.full_like(taken[0], 255), *taken])]
-    for span, block in zip(spans, images, strict=True):
+    for (first, last), block in zip(spans, images, strict=True):
+        what = f"group {first}" if first == last else f"groups {first}-{last}"
         for seed, one, row in zip(to, kept, block, strict=True):
-            rows.append((f"seed {seed}, groups {span[0]}-{span[1]} of the sources", [one, *row]))
+            rows.append((f"seed {seed}, {what} of the sources", [one, *row]))
     words = {"px": px(taken), "to": destinations, "of": sources, "layers": layers, "psi": unless_1(truncation_psi)}
     opened.save(sheet(rows), words)
     opened.tell(f"{len(of)} sources in {len(spans)} ranges of {len(to)} seeds, {px(taken)} px from {model}")
