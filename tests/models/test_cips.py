@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from pipeline.cost import multiply_adds, parameters
+from pipeline.cost import activations, multiply_adds, parameters
 from pipeline.layers.equalized import lrelu
 from pipeline.layers.modulated import BiasLeakyReLU
 from pipeline.layers.posenc import pixel_coordinates
@@ -82,6 +82,15 @@ def test_without_noise_strengths_it_has_fifteen_parameters_less():
 def test_main_has_the_derived_multiply_adds():
     (macs,) = multiply_adds(find("cips.table3_main").make().family, "G").values()
     assert macs / 1e9 == pytest.approx(275.65, rel=5e-4)
+
+
+def test_what_an_image_keeps_for_backward_is_one_output_a_layer():
+    """15 maps of 128 MiB, and the weights of one sample; what the batch shares, the input, is not an image's."""
+    family = find("cips.table3_main").make().family
+    (kept,) = activations(family, "G").values()
+    assert 15 * 128 < kept / 2**20 < 15 * 128 + 60
+    (of_base,) = activations(family.replace(G=family.G.replace(variant="base")), "G").values()
+    assert of_base / kept == pytest.approx(14 / 15, rel=0.01)
 
 
 def test_a_subset_of_coordinates_gives_the_subset_of_the_image(G):
