@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.layers.posenc import pixel_coordinates
-from pipeline.models import cips
 from pipeline.models.cips_input import CoordinateEmbedding, FourierFeatures, cylinder_coordinates
 from pipeline.spec import UserError
 from tests.models.test_cips import VARIANTS, made
@@ -44,7 +43,7 @@ def test_parts_make_the_whole_image_with_its_noise(changes, size, monkeypatch):
     with torch.no_grad():
         whole = G.synthesis(ws, size, NOISE)
         contributions = G.contributions(ws, size, NOISE)
-        monkeypatch.setattr(cips, "PIXELS_AT_ONCE", 2 * 37)
+        G.pixels_at_once = 2 * 37
         seen, colours = [], G._colours
         monkeypatch.setattr(G, "_colours", lambda ws, x, noise: seen.append(x.shape[1]) or colours(ws, x, noise))
         parts = G.synthesis(ws, size, NOISE)
@@ -58,7 +57,7 @@ def test_parts_make_the_whole_image_with_its_noise(changes, size, monkeypatch):
 @pytest.mark.parametrize(("training", "grad"), [(True, True), (True, False), (False, True)])
 def test_what_trains_or_is_differentiated_is_never_cut_into_parts(training, grad, monkeypatch):
     G, seen = made().train(training), []
-    monkeypatch.setattr(cips, "PIXELS_AT_ONCE", 1)
+    G.pixels_at_once = 1
     colours = G._colours
     monkeypatch.setattr(G, "_colours", lambda ws, x, noise: seen.append(x.shape[1]) or colours(ws, x, noise))
     with torch.set_grad_enabled(grad):

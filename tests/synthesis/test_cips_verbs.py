@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from PIL import Image
 
 from pipeline.models.cips import CIPSGenerator
 from pipeline.synthesis.sample import generate
-from tests.runs import CIPS, ENV, MSPIE
+from tests.runs import CIPS, MSPIE
 from tests.synthesis.untrained import NIMG
 
 
@@ -116,29 +114,6 @@ def test_a_chunk_changes_memory_and_not_the_picture(graticule, run, monkeypatch)
     a, b = (pixels(Path(f"{chunk}.png")).astype(int) for chunk in (7, 100000))
     assert np.abs(a - b).max() <= 1  # sums of floats in another order
     assert (a != b).mean() < 0.01
-
-
-def test_peak_memory_follows_the_chunk():
-    """Of one picture of 512 px at 64 channels, in a process of its own: 64 MiB a layer at once, or 1."""
-    code = (
-        "import resource, sys, torch\n"
-        "from pipeline.models.cips import CIPSGeneratorConfig\n"
-        "G = CIPSGeneratorConfig(size_px=32, width=64, z_dim=8, w_dim=8, noise=False).build().eval()\n"
-        "ws = torch.randn(1, G.num_ws, 8)\n"
-        "with torch.no_grad():\n"
-        "    G.synthesis(ws, (32, 32), None)\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "    G.pixels_at_once = int(sys.argv[1])\n"
-        "    G.synthesis(ws, (512, 512), None)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
-    )
-    mib = {}
-    for chunk in (1 << 12, 1 << 18):
-        command = [sys.executable, "-c", code, str(chunk)]
-        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120, check=True)
-        mib[chunk] = int(done.stdout)
-    assert mib[1 << 12] < 60
-    assert mib[1 << 18] > 4 * mib[1 << 12]
 
 
 @pytest.mark.parametrize(
