@@ -26,6 +26,11 @@ docs/demo.png: setup
 	$(BIN)/graticule demo
 	mkdir -p docs && cp demo/mspie.png $@
 
+# The picture of docs/seeing.md's section on CIPS.
+docs/cips.png: setup
+	$(BIN)/graticule demo --method cips
+	mkdir -p docs && cp demo/cips.png $@
+
 test: setup
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slurm and not gpu"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import cli_data, cli_import, cli_synthesis
+from pipeline import cli_data, cli_import, cli_pictures, cli_synthesis
 from pipeline.cli_synthesis import RUNS, Runs
 from pipeline.errors import UserError, WorkError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 for verb in (*cli_data.VERBS, *cli_synthesis.VERBS, *cli_import.VERBS):
     app.command(verb.__name__.rstrip("_"))(verb)
 app.add_typer(cli_synthesis.probe, name="probe")
+app.add_typer(cli_pictures.look, name="look")
 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. batch_size=16.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what two CPU cores can train.")]
@@ -85,8 +86,8 @@ def recipes(
 
 @app.command()
 def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
-    """The resolved configuration, and parameters and multiply-adds of each network."""
-    from pipeline.cost import multiply_adds, parameters, training_flop
+    """The resolved configuration, and parameters, multiply-adds and activation memory of each network."""
+    from pipeline.cost import activations, multiply_adds, parameters, training_flop
     from pipeline.plan import check, run_name
 
     run, exec_ = _configure(recipe, set_, tiny)
@@ -96,6 +97,8 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
     for name, count in parameters(run.family).items():
         sizes = ", ".join(f"{macs / 1e9:.4g} G at {h}x{w}" for (h, w), macs in multiply_adds(run.family, name).items())
         print(f"# {name}: {count:,} parameters; multiply-adds an image: {sizes}")
+        kept = ", ".join(f"{b / 2**30:.3g} GiB at {h}x{w}" for (h, w), b in activations(run.family, name).items())
+        print(f"# {name}: kept for backward, an image in fp32: {kept}")
     flop = training_flop(run.family, run.total_kimg)
     print(f"# training: {flop / 1e12:.4g} TFLOP an image, {flop * run.total_kimg * 1e3 / 1e18:.4g} EFLOP in all")
 

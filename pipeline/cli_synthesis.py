@@ -39,6 +39,9 @@ def sample(
     truncation_psi: Psi = 1.0,
     grid: Out = None,
     columns: Annotated[int | None, typer.Option(min=1)] = None,
+    chunk_px: Annotated[
+        int | None, typer.Option(min=1, help="Pixels computed together, by a generator that makes each alone (cips).")
+    ] = None,
     runs: Runs = RUNS,
 ) -> None:
     """A grid of images, at any size the model allows."""
@@ -46,11 +49,15 @@ def sample(
     from pipeline.synthesis.sample import grid as tile
 
     wanted, numbers = parse_size(size), parse_seeds(seeds)
-    opened = _open(model, runs, "sample", grid, "grid")
+    opened = open_model(model, runs, "sample", grid, "grid")
+    if chunk_px:
+        from pipeline.synthesis.pixels import per_pixel
+
+        per_pixel(opened.G).pixels_at_once = chunk_px
     images = generate(opened.G, numbers, wanted, truncation_psi)
-    words = {"px": _px(images), "seeds": seeds, "psi": _unless_1(truncation_psi), "columns": columns}
+    words = {"px": px(images), "seeds": seeds, "psi": unless_1(truncation_psi), "columns": columns}
     opened.save(tile(images, columns), words)
-    opened.tell(f"{len(images)} images of {_px(images)} px from {model}")
+    opened.tell(f"{len(images)} images of {px(images)} px from {model}")
 
 
 def interpolate(
@@ -72,15 +79,15 @@ def interpolate(
     from pipeline.synthesis.sample import grid, parse_seeds, parse_size
 
     wanted, numbers = parse_size(size), parse_seeds(seeds)
-    opened = _open(model, runs, "interpolate", out)
+    opened = open_model(model, runs, "interpolate", out)
     legs = ways(opened.G, numbers, frames, space, wanted, truncation_psi)
     images = legs.reshape(-1, *legs.shape[2:])
-    words = {"px": _px(images), "seeds": seeds, "frames": frames, "space": space, "psi": _unless_1(truncation_psi)}
+    words = {"px": px(images), "seeds": seeds, "frames": frames, "space": space, "psi": unless_1(truncation_psi)}
     opened.save(grid(images, frames), words)
     if animate:
         once = np.concatenate([legs[0, :1], *(leg[1:] for leg in legs)])  # what two legs share is shown once
         opened.write(opened.path.with_stem(f"{opened.path.stem}-animated"), lambda path: save_animation(path, once))
-    opened.tell(f"{len(images)} frames of {_px(images)} px from {model}")
+    opened.tell(f"{len(images)} frames of {px(images)} px from {model}")
 
 
 def edit(
@@ -102,13 +109,13 @@ def edit(
 
     wanted, numbers, alphas = parse_size(size), parse_seeds(seeds), parse_alphas(alpha)
     picked = parse_seeds(layers, "layers") if layers else None
-    opened = _open(model, runs, "edit", out)
+    opened = open_model(model, runs, "edit", out)
     rows = edited(opened.G, numbers, direction, alphas, picked, wanted, truncation_psi, normalize=normalize)
     images = rows.reshape(-1, *rows.shape[2:])
-    words = {"px": _px(images), "direction": direction, "alpha": alpha, "layers": layers, "seeds": seeds}
-    words |= {"psi": _unless_1(truncation_psi), "normalize": normalize or None}
+    words = {"px": px(images), "direction": direction, "alpha": alpha, "layers": layers, "seeds": seeds}
+    words |= {"psi": unless_1(truncation_psi), "normalize": normalize or None}
     opened.save(grid(images, len(alphas)), words)
-    opened.tell(f"{len(numbers)} seeds by {len(alphas)} alphas of {_px(images)} px from {model}")
+    opened.tell(f"{len(numbers)} seeds by {len(alphas)} alphas of {px(images)} px from {model}")
 
 
 @probe.command()
@@ -128,7 +135,7 @@ def padding(
     from pipeline.synthesis.sample import grid, parse_size
 
     wanted = parse_size(size)
-    opened = _open(model, runs, "probe-padding", out)
+    opened = open_model(model, runs, "probe-padding", out)
     img = padding_probe(opened.G, VALUES, wanted, seed)
     images = to_uint8(img).permute(0, 2, 3, 1).cpu().numpy()
     table = Table("constant", "variance inside", "of the border from inside")
@@ -136,8 +143,8 @@ def padding(
         found = spread(one)
         table.add_row(f"{value:g}", f"{found.interior:.3g}", f"{found.border:.3g}")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    opened.save(grid(images, len(VALUES)), {"px": _px(images), "seed": seed})
-    opened.tell(f"constants {', '.join(f'{v:g}' for v in VALUES)} at the head, {_px(images)} px from {model}")
+    opened.save(grid(images, len(VALUES)), {"px": px(images), "seed": seed})
+    opened.tell(f"constants {', '.join(f'{v:g}' for v in VALUES)} at the head, {px(images)} px from {model}")
 
 
 @probe.command()
@@ -175,8 +182,8 @@ def stationarity(
             table.add_row("ReLU" if experiment.relu else "linear", name, *(f"{c:.4f}" for c in cells))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
     beside = out.with_suffix(".json")
-    _write(out, lambda path: save_png(path, chart(panels(found), columns=3)))
-    _write(beside, lambda path: write_atomic(path, json.dumps(numbers(found), indent=1) + "\n"))
+    write(out, lambda path: save_png(path, chart(panels(found), columns=3)))
+    write(beside, lambda path: write_atomic(path, json.dumps(numbers(found), indent=1) + "\n"))
     print(f"{out}: curves over {samples} samples; numbers: {beside}")
 
 
@@ -184,7 +191,7 @@ VERBS = (sample, interpolate, edit)
 
 
 @dataclass
-class _Opened:
+class Opened:
     """A generator, and where its picture goes."""
 
     G: "nn.Module"
@@ -208,7 +215,7 @@ class _Opened:
         self.write(self.path, lambda path: save_png(path, picture))
 
     def write(self, path: Path, how: Callable[[Path], None]) -> None:
-        _write(path, how, self.option, parents=self.given is None)
+        write(path, how, self.option, parents=self.given is None)
 
     def tell(self, text: str) -> None:
         """A line of what was made; then the way into MLflow, whose troubles cost one more line."""
@@ -223,7 +230,7 @@ class _Opened:
             print(f"graticule: not in MLflow yet: {e} with graticule sync {self.run}", file=sys.stderr)
 
 
-def _open(model: str, runs: Path, verb: str, out: Path | None, option: str = "out") -> _Opened:
+def open_model(model: str, runs: Path, verb: str, out: Path | None, option: str = "out") -> Opened:
     """A registered model's generator, or that of a run's newest checkpoint."""
     from pipeline.synthesis.sample import load_generator
 
@@ -232,18 +239,16 @@ def _open(model: str, runs: Path, verb: str, out: Path | None, option: str = "ou
 
         folder = fetch(model, runs)
         G = load_generator(folder / "config.json", folder / "G_ema.safetensors")
-        return _Opened(G, verb, out, option, None, f"{folder.parent.name}-{folder.name}")
+        return Opened(G, verb, out, option, None, f"{folder.parent.name}-{folder.name}")
     from pipeline.run import newest_checkpoint, read_run
 
     run = Path(model)
     if (run / "G_ema.safetensors").is_file():  # what `graticule import` makes
-        return _Opened(
-            load_generator(run / "config.json", run / "G_ema.safetensors"), verb, out, option, None, run.name
-        )
+        return Opened(load_generator(run / "config.json", run / "G_ema.safetensors"), verb, out, option, None, run.name)
     read_run(run)
     checkpoint = newest_checkpoint(run)
     G = load_generator(run / "config.json", checkpoint / "G_ema.safetensors")
-    return _Opened(G, verb, out, option, run, checkpoint.name)
+    return Opened(G, verb, out, option, run, checkpoint.name)
 
 
 def _tracked(run: Path) -> bool:
@@ -256,7 +261,7 @@ def _tracked(run: Path) -> bool:
     return wanted or cursor_of(run) is not None
 
 
-def _write(path: Path, how: Callable[[Path], None], option: str = "out", *, parents: bool = False) -> None:
+def write(path: Path, how: Callable[[Path], None], option: str = "out", *, parents: bool = False) -> None:
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,10 +272,10 @@ def _write(path: Path, how: Callable[[Path], None], option: str = "out", *, pare
         ) from e
 
 
-def _unless_1(truncation_psi: float) -> float | None:
+def unless_1(truncation_psi: float) -> float | None:
     return None if truncation_psi == 1 else truncation_psi
 
 
-def _px(images: "np.ndarray") -> str:
+def px(images: "np.ndarray") -> str:
     """Height x width of [n, h, w, 3]."""
     return f"{images.shape[1]}x{images.shape[2]}"

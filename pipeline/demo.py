@@ -1,18 +1,19 @@
 """`graticule demo`: the main job, end to end, on bundled photographs, in a few minutes on two CPU cores.
 
 Prepares photographs, submits a tiny recipe through submitit to this machine, preempts it once on purpose, lets it
-resume, registers the model in MLflow and draws one picture at three sizes. Only calls what the commands call.
+resume, registers the model in MLflow and draws one picture. Only calls what the commands call.
 """
 
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 from rich.progress import BarColumn, Progress, TextColumn
+from torch import nn
 
 from dataprep.sources import open_source
 from dataprep.transform import Transform
@@ -23,6 +24,9 @@ from jobs.submit import check_cluster, submit
 from pipeline.plan import ExecConfig, check, override_all
 from pipeline.recipes import find
 from pipeline.run import model_name, newest_checkpoint, plan_run
+from pipeline.synthesis import dense, foveated
+from pipeline.synthesis.pictures import enlarged, sheet
+from pipeline.synthesis.pixels import styles
 from pipeline.synthesis.sample import generate, grid, load_generator, save_png
 from pipeline.tracking.client import tracking_uri
 from pipeline.tracking.registry import fetch, register
@@ -34,6 +38,7 @@ SETTINGS = {  # what makes a few minutes of a tiny network worth looking at
 }
 EXEC = ["exec.status_kimg=0.25", "exec.checkpoint_kimg=2", "exec.sample_kimg=4", "exec.workers=1"]
 WIDTH_PX, ALIAS = 512, "demo"
+SHOWN, ZOOM, PERCENT = 16, 2, (5, 25, 50, 100)  # of a method that makes each pixel alone
 POLL_SEC, PATIENCE_SEC = 0.5, 15
 
 
@@ -71,12 +76,11 @@ def run_demo(method: str, out: Path, overrides: list[str]) -> None:
     version = register(folder, name=name, alias=ALIAS, checkpoint=newest_checkpoint(folder))
     model = f"models:/{name}@{ALIAS}"
 
-    print(f"5/5 sampling {model} (version {version}) at three sizes", flush=True)
-    sizes = run.family.sizes() if method == "mspie" else [(s, s) for s in (32, 48, 64)]
+    print(f"5/5 drawing with {model} (version {version})", flush=True)
     fetched = fetch(model, runs)
     G = load_generator(fetched / "config.json", fetched / "G_ema.safetensors")
     picture = out / f"{method}.png"
-    save_png(picture, _rows([generate(G, range(WIDTH_PX // size[1]), size) for size in sizes]))
+    save_png(picture, _per_pixel(G) if method == "cips" else _sizes(G, run.family.sizes()))
 
     uri = tracking_uri(runs)
     print(f"\ndone in {time.monotonic() - began:.0f} s, {run_status(folder).attempts} attempts of one run")
@@ -124,12 +128,27 @@ def _is_rank(process: psutil.Process, folder: Path) -> bool:
     return "submitit.core._submit" in line and any(str(folder) in part for part in line)
 
 
-def _rows(parts: list[np.ndarray]) -> np.ndarray:
+def _sizes(G: nn.Module, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
     """One row a size, as many of the same latents as fit, left-aligned on white."""
-    rows = [grid(images, columns=len(images)) for images in parts]
+    rows = [
+        grid(images, columns=len(images)) for images in (generate(G, range(WIDTH_PX // w), (h, w)) for h, w in sizes)
+    ]
     canvas = np.full((sum(r.shape[0] for r in rows), WIDTH_PX, 3), 255, np.uint8)
     top = 0
     for r in rows:
         canvas[top : top + r.shape[0], : r.shape[1]] = r
         top += r.shape[0]
     return canvas
+
+
+def _per_pixel(G: nn.Module) -> np.ndarray:
+    """Samples; of the two with most contrast a grid four times as dense, beside Lanczos; a part of one's pixels."""
+    native = generate(G, range(SHOWN))
+    seeds = [int(i) for i in native.std(axis=(1, 2, 3)).argsort()[:-3:-1]]
+    rows = [("samples of seeds 0, 1, 2 ...", [enlarged(grid(native, SHOWN // 2), ZOOM)])]
+    rows += dense.rows(dense.dense(G, seeds, 4), seeds)
+    computed, filled = foveated.rows(G, styles(G, seeds[:1]), native.shape[1:3], PERCENT)
+    text = f"seed {seeds[0]}: {', '.join(f'{p:g}' for p in PERCENT)} % of the pixels"
+    rows += [(text, [enlarged(p, 2 * ZOOM) for p in computed])]
+    rows += [("the others interpolated", [enlarged(p, 2 * ZOOM) for p in filled])]
+    return sheet(rows)

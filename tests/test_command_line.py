@@ -15,14 +15,16 @@ VERBS = {
     *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
     *("sample", "interpolate", "edit", "register", "sync", "doctor", "demo", "import_"),
 }
-PROBES = {"padding", "stationarity"}
+GROUPS = {
+    "probe": {"padding", "stationarity"},
+    "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours"},
+}
 
 
 def test_the_verbs_are_frozen():
     assert {c.callback.__name__ for c in cli.app.registered_commands} == VERBS
-    (probe,) = cli.app.registered_groups
-    assert probe.name == "probe"
-    assert {c.callback.__name__ for c in probe.typer_instance.registered_commands} == PROBES
+    groups = {g.name: g.typer_instance.registered_commands for g in cli.app.registered_groups}
+    assert {name: {c.callback.__name__ for c in verbs} for name, verbs in groups.items()} == GROUPS
 
 
 def test_help_does_not_import_the_heavy_libraries():
@@ -38,6 +40,7 @@ def test_show_prints_the_published_counts_and_costs(graticule):
     code, out, _ = graticule("show", MSPIE)
     assert code == 0
     assert "# G: 30,026,146 parameters; multiply-adds an image: 45.13 G at 256x256" in out
+    assert "# D: kept for backward, an image in fp32: 0.302 GiB at 256x256" in out
     assert "# D: 25,718,401 parameters" in out
     assert "45,911,076" in graticule("show", CIPS)[1]
 

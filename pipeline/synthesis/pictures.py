@@ -1,4 +1,4 @@
-"""Pictures on disk that are no single grid of samples: charts of curves, and animations.
+"""Pictures on disk that are no single grid of samples: charts of curves, sheets of rows, and animations.
 
 Drawn with Pillow alone, so that the same numbers are the same bytes. Knows nothing of what they show.
 """
@@ -17,6 +17,7 @@ from pipeline.config import write_atomic
 
 PANEL_PX, MARGIN_PX, LEGEND_PX = (270, 150), (58, 34, 12, 26), 26  # width, height; left, top, right, bottom
 INK, FAINT = (40, 40, 40), (222, 222, 222)
+GAP_PX, LINE_PX = 4, 20  # between the pictures of a sheet; for the text above a row
 COLOURS = ((200, 30, 30), (230, 140, 0), (0, 110, 200), (20, 20, 20), (120, 60, 160), (0, 140, 80))
 
 
@@ -73,6 +74,32 @@ def _round_numbers(low: float, high: float) -> list[float]:
     power = 10.0 ** floor(log10((high - low) / 3))
     step = next(m * power for m in (5, 2, 1) if (high - low) / (m * power) >= 2.99)
     return [i * step for i in range(ceil(low / step), floor(high / step) + 1)]
+
+
+Row = tuple[str, Sequence[UInt8[np.ndarray, "_h _w 3"]]]
+
+
+def enlarged(image: UInt8[np.ndarray, "h w 3"], zoom: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Every pixel as a square of this side."""
+    return image.repeat(zoom, axis=0).repeat(zoom, axis=1)
+
+
+def sheet(rows: Sequence[Row]) -> UInt8[np.ndarray, "h w 3"]:
+    """Rows of pictures on white, each below its line of text."""
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    font = ImageFont.load_default(12)
+    wide = [max(sum(p.shape[1] + GAP_PX for p in row), draw.textlength(t, font)) for t, row in rows]
+    high = [LINE_PX + max(p.shape[0] for p in row) + GAP_PX for _, row in rows]
+    canvas = Image.new("RGB", (GAP_PX + ceil(max(wide)), sum(high)), "white")
+    draw, top = ImageDraw.Draw(canvas), 0
+    for (text, row), height in zip(rows, high, strict=True):
+        draw.text((GAP_PX, top + LINE_PX / 2), text, fill=INK, font=font, anchor="lm")
+        left = GAP_PX
+        for one in row:
+            canvas.paste(Image.fromarray(np.ascontiguousarray(one)), (left, top + LINE_PX))
+            left += one.shape[1] + GAP_PX
+        top += height
+    return np.asarray(canvas)
 
 
 def save_animation(path: Path, frames: UInt8[np.ndarray, "n h w 3"], fps: float = 12.0) -> None:
