@@ -36,13 +36,14 @@ def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]
     """Multiply-adds of one image of network `name` at each trained (height, width)."""
     n, counted = family.group, {}
     for stage, size in enumerate(family.sizes()):
+        seen = family.part(size)
         net = _nets(family, stage)[name].requires_grad_(False)  # torch's counter cannot hook parameters that are inputs
         with torch.device("meta"), torch.no_grad(), _counter() as count:
             if name == "G":
                 w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
-                net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
+                net.synthesis(broadcast_w(w, net.num_ws), seen, None)  # type: ignore[operator, arg-type]
             else:
-                net(torch.zeros(n, 3, *size))
+                net(torch.zeros(n, getattr(net, "img_channels", 3), *seen))
         counted[size] = count.get_total_flops() // 2 // n
     return counted
 
