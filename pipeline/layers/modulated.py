@@ -6,13 +6,14 @@ styles come from nor which network asks. Demodulation is computed in float32 und
 
 from contextlib import AbstractContextManager, nullcontext
 from math import sqrt
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.layers.equalized import EqualizedLinear
+from pipeline.layers.equalized import LRELU_GAIN, EqualizedLinear, lrelu
 from pipeline.layers.resample import fir
 
 TINY = 1e-30  # instead of dividing by a maximum of zero
@@ -101,3 +102,32 @@ class ModFC(nn.Module):
                 torch.get_autocast_dtype(device)
             )  # before a shared input is expanded: autocast would copy it n times
         return torch.matmul(x.expand(len(w), -1, -1), self.weights(w).to(x.dtype).mT)
+
+
+class BiasLeakyReLU(torch.autograd.Function):
+    """lrelu(x + shift + bias), written over x, with its output alone kept for backward: two tensors less than eager."""
+
+    @staticmethod
+    def of(
+        x: Float[Tensor, "n p o"], shift: Float[Tensor, "n p 1"] | None, bias: Float[Tensor, " o"]
+    ) -> Float[Tensor, "n p o"]:
+        """x may be overwritten. float16 has a limit of its own in `lrelu`; a compiler fuses plain operations better."""
+        if x.dtype == torch.float16 or torch.compiler.is_compiling():
+            return lrelu((x if shift is None else x + shift) + bias)
+        return BiasLeakyReLU.apply(x, shift, bias)  # pyright: ignore[reportReturnType]
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor | None, bias: Tensor) -> Tensor:
+        if shift is not None:
+            x.add_(shift)
+        F.leaky_relu_(x.add_(bias), 0.2).mul_(LRELU_GAIN)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        (y,) = ctx.saved_tensors  # of the sign of what went in
+        grad = torch.ops.aten.leaky_relu_backward(grads[0] * LRELU_GAIN, y, 0.2, True)
+        _, shift, bias = ctx.needs_input_grad
+        return grad, grad.sum(2, keepdim=True) if shift else None, grad.sum((0, 1)) if bias else None
