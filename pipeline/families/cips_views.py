@@ -17,8 +17,8 @@ from torch import Tensor
 from pipeline.chance import Chance, rng
 from pipeline.families.logistic import resize_reals
 
-Positions = tuple[Int64[Tensor, "m h"], Int64[Tensor, "m w"]]
-"""Rows and columns on the training grid, of each sample, or of all (m = 1)."""
+Positions = tuple[Int64[Tensor, "k rows"], Int64[Tensor, "l cols"]]
+"""Rows and columns on the training grid, k and l: of each sample, or 1 for all."""
 
 
 def whole(size: tuple[int, int], device: torch.device) -> Positions:
@@ -48,7 +48,7 @@ def panorama(chance: Chance, size: tuple[int, int], cylinder_px: int) -> Positio
     return rows, cols.to(chance.device)
 
 
-def gathered(img: Float[Tensor, "n c h w"], positions: Positions) -> Float[Tensor, "n c h2 w2"]:
+def gathered(img: Float[Tensor, "n c h w"], positions: Positions) -> Float[Tensor, "n c rows cols"]:
     """Those pixels of each image."""
     rows, cols = positions
     n = torch.arange(len(img), device=img.device)[:, None, None]
@@ -56,8 +56,8 @@ def gathered(img: Float[Tensor, "n c h w"], positions: Positions) -> Float[Tenso
 
 
 def with_coordinates(
-    img: Float[Tensor, "n c h w"], positions: Positions, size: tuple[int, int]
-) -> Float[Tensor, "n c2 h w"]:
+    img: Float[Tensor, "n c rows cols"], positions: Positions, size: tuple[int, int]
+) -> Float[Tensor, "n c2 rows cols"]:
     """Two more channels: x and y of the pixels on the grid of `size`, its ends at -1 and 1."""
     rows, cols = positions
     y, x = (2 * at.float() / (side - 1) - 1 for at, side in zip((rows, cols), size, strict=True))
