@@ -1,4 +1,4 @@
-"""CIPS' ways to train: what D is shown in each, that it is what G made at the same places, and what the draws hang on."""
+"""CIPS' ways to train: what D is shown in each, that it is what G made at those places, what the draws hang on."""
 
 from dataclasses import replace
 
