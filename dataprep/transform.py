@@ -1,8 +1,8 @@
 """An upright image to the bytes of one stored image: a pure function of its pixels and the Transform.
 
 Crop, colour, size, encoding, each by a name that is part of the data set's identity. Every pixel of box, lanczos
-and bicubic is Pillow's; nothing is enlarged: what does not fit is Rejected. No EXIF, GPS, XMP, comment or ICC
-profile reaches the output. Knows nothing of where an image comes from or goes to.
+and bicubic is Pillow's; nothing is enlarged but the shorter side of what is stretched: what does not fit is Rejected.
+No EXIF, GPS, XMP, comment or ICC profile reaches the output. Knows nothing of where an image comes from or goes to.
 """
 
 import io
@@ -35,6 +35,10 @@ def _square_already(width: int, height: int) -> Box:
     return 0, 0, width, height
 
 
+def _whole(width: int, height: int) -> Box:
+    return 0, 0, width, height
+
+
 def _celeba(left: int, top: int, side: int) -> Callable[[int, int], Box]:
     def window(width: int, height: int) -> Box:
         if (width, height) != (178, 218):
@@ -47,6 +51,7 @@ def _celeba(left: int, top: int, side: int) -> Callable[[int, int], Box]:
 CROPS: dict[str, Callable[[int, int], Box]] = {
     "center": _center,
     "none": _square_already,
+    "stretch": _whole,  # any aspect, squeezed to a square: for families that know the true one (SinGAN)
     "pggan": _celeba(25, 57, 128),  # around (89, 121): PGGAN, StyleGAN, MS-PIE
     "coco-gan": _celeba(25, 50, 128),  # seven rows higher
     "center-140": _celeba(19, 39, 140),  # score SDE, then 64 px
@@ -61,13 +66,13 @@ def _pillow(resample: Image.Resampling) -> Callable[[Image.Image, int], Image.Im
 
 def _area(image: Image.Image, side: int) -> Image.Image:
     factor, rest = divmod(image.width, side)
-    if not rest and factor in (2, 4, 8, 16, 32):
+    if image.width == image.height and not rest and factor in (2, 4, 8, 16, 32):
         return image.reduce(factor)  # exact for these factors; for others Pillow puts halves on either side
     x = np.asarray(image)
-    m = len(x)
-    rows = _covered(x.reshape(m, -1), side).reshape(side, m, 3)
-    sums = _covered(rows.swapaxes(0, 1).reshape(m, -1), side).reshape(side, side, 3).swapaxes(0, 1)
-    return Image.fromarray(((2 * sums + m * m) // (2 * m * m)).astype(np.uint8))
+    h, w = x.shape[:2]
+    rows = _covered(x.reshape(h, -1), side).reshape(side, w, 3)
+    sums = _covered(rows.swapaxes(0, 1).reshape(w, -1), side).reshape(side, side, 3).swapaxes(0, 1)
+    return Image.fromarray(((2 * sums + h * w) // (2 * h * w)).astype(np.uint8))
 
 
 def _covered(x: np.ndarray, n: int) -> np.ndarray:
@@ -133,7 +138,8 @@ class Transform(Config):
     """How a decoded image becomes a stored one; part of the data set's identity."""
 
     size_px: int = Field(default=256, ge=1, le=16384)  # stored side
-    crop: str = "center"  # center: the middle square; none: must be square; the others: windows of CelebA's 178x218
+    # center: the middle square; none: must be square; stretch: all of it, squeezed; others: of CelebA's 178x218
+    crop: str = "center"
     filter: str = "lanczos"  # box, lanczos, bicubic: Pillow's, antialiased; area: exact mean of the pixels covered
     icc: str = "srgb"  # embedded colour profiles: srgb: pixels are converted; drop: they are taken as they are
     encoding: str = "png"  # png: lossless; jpg: 4:4:4; webp: lossless unless a quality is set; raw: .npy
@@ -167,7 +173,10 @@ class Transform(Config):
         return self.store(self.square(image))
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The cropped picture in 8-bit RGB, free of metadata: the part that does not depend on the stored size."""
+        """The cropped picture in 8-bit RGB, free of metadata: the part that does not depend on the stored size.
+
+        Of "stretch" it is the whole, not square yet.
+        """
         box = CROPS[self.crop](*image.size)
         part = image if box == (0, 0, *image.size) else image.crop(box)
         rgb = to_rgb(part, self.icc)
@@ -176,9 +185,13 @@ class Transform(Config):
         return rgb
 
     def store(self, square: Image.Image) -> bytes:
-        """What `square` gave, reduced to `size_px` and encoded; raises Rejected."""
-        side = square.width
-        if side < self.size_px:
-            raise Rejected("too small", f"{side}x{side} after the crop, needs {self.size_px} px; nothing is enlarged")
-        reduced = square if side == self.size_px else FILTERS[self.filter](square, self.size_px)
+        """What `square` gave, reduced to `size_px` and encoded; raises Rejected.
+
+        Of what is to be stretched the longer side must reach `size_px`; the shorter one may be enlarged.
+        """
+        w, h = square.size
+        if max(w, h) < self.size_px:
+            raise Rejected("too small", f"{w}x{h} after the crop, needs {self.size_px} px; nothing is enlarged")
+        same = (w, h) == (self.size_px, self.size_px)
+        reduced = square if same else FILTERS[self.filter](square, self.size_px)
         return ENCODINGS[self.encoding].encode(reduced, self.quality)

@@ -263,11 +263,15 @@ def doctor(cluster: Annotated[str | None, typer.Option(help="Also check this clu
 
 @app.command()
 def demo(
-    method: Annotated[Literal["mspie", "cips"], typer.Option(help="Which method to train.")] = "mspie",
+    method: Annotated[Literal["mspie", "cips", "singan"], typer.Option(help="Which method to train.")] = "mspie",
     out: Annotated[Path, typer.Option(help="Folder for data, run and picture.")] = Path("demo"),
     set_: Sets = None,
 ) -> None:
     """The main job, end to end, on bundled photographs, in a few minutes on two CPU cores."""
+    if method == "singan":
+        from pipeline.demo_singan import run
+
+        return run(out, set_ or [])
     from pipeline.demo import run_demo
 
     run_demo(method, out, set_ or [])

@@ -50,7 +50,7 @@ class Photos:
     def entries(self, size_px: int) -> Entries:
         out = []
         for label, photo in enumerate(PHOTOS):
-            for left, top, side in windows(*_photo(photo).size, size_px):
+            for left, top, side in windows(*photograph(photo).size, size_px):
                 out.append(Entry(f"{photo}/{side}px-{top:04d}-{left:04d}".encode(), label))
         if not out:
             raise UserError(f"size={size_px}: no bundled photograph is that large; use --size 1411 or less")
@@ -61,7 +61,7 @@ class Photos:
 
     def read(self, entry: Entry) -> Image.Image:
         side, top, left = (int(n) for n in re.findall(r"\d+", entry.name.rpartition("/")[2]))
-        return _photo(self.classes[entry.label]).crop((left, top, left + side, top + side))
+        return photograph(self.classes[entry.label]).crop((left, top, left + side, top + side))
 
 
 def windows(width: int, height: int, size_px: int) -> list[tuple[int, int, int]]:
@@ -80,7 +80,8 @@ def _starts(length: int, side: int) -> list[int]:
 
 
 @lru_cache(maxsize=2)  # entries come photograph by photograph
-def _photo(name: str) -> Image.Image:
+def photograph(name: str) -> Image.Image:
+    """The whole of one of PHOTOS; UserError where its package is not installed."""
     (package, module, folder), file = PHOTOS[name]
     spec = importlib.util.find_spec(module)
     places = list(spec.submodule_search_locations or []) if spec else []

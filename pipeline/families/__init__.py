@@ -4,6 +4,7 @@ from pipeline.families.cips import CIPSConfig
 from pipeline.families.dcgan import DCGANConfig
 from pipeline.families.mspie import MSPIEConfig
 from pipeline.families.pggan import PGGANConfig
+from pipeline.families.singan import SinGANConfig
 from pipeline.phases import FamilyConfig
 
 KINDS: dict[str, type[FamilyConfig]] = {
@@ -11,4 +12,5 @@ KINDS: dict[str, type[FamilyConfig]] = {
     "cips": CIPSConfig,
     "pggan": PGGANConfig,
     "dcgan": DCGANConfig,
+    "singan": SinGANConfig,
 }

@@ -7,12 +7,16 @@ from pipeline.models.cips import CIPSGeneratorConfig
 from pipeline.models.dcgan import DCGANGeneratorConfig
 from pipeline.models.mspie import MSPIEGeneratorConfig
 from pipeline.models.pggan import PGGANGeneratorConfig
+from pipeline.models.singan import SinGANGeneratorConfig
 
-GeneratorConfig = MSPIEGeneratorConfig | CIPSGeneratorConfig | PGGANGeneratorConfig | DCGANGeneratorConfig
+GeneratorConfig = (
+    MSPIEGeneratorConfig | CIPSGeneratorConfig | PGGANGeneratorConfig | DCGANGeneratorConfig | SinGANGeneratorConfig
+)
 
 GENERATORS: dict[str, type[GeneratorConfig]] = {
     "mspie": MSPIEGeneratorConfig,
     "cips": CIPSGeneratorConfig,
     "pggan": PGGANGeneratorConfig,
     "dcgan": DCGANGeneratorConfig,
+    "singan": SinGANGeneratorConfig,
 }

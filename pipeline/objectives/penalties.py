@@ -48,3 +48,13 @@ def gradient_penalty(logits: Float[Tensor, " n"], x: Float[Tensor, "n c h w"]) -
 def drift(real_logits: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """D(real)^2, which keeps the critic's values near zero (Karras et al. 2018, Appendix A.1)."""
     return real_logits.float().square()
+
+
+def pixel_gradient_penalty(logits: Float[Tensor, "n 1 ho wo"], x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    """Mean over pixels of (|grad_x D(x)| - 1)^2, the norm over the channels of a pixel (SinGAN's WGAN-GP).
+
+    The gradient is that of the sum of D's map of logits.
+    """
+    with fp32(x):
+        (grad,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return (torch.linalg.vector_norm(grad.float(), dim=1) - 1).square().mean(dim=(1, 2))

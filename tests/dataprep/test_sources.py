@@ -263,7 +263,7 @@ def test_photos_do_not_import_their_packages():
 
 
 def test_a_missing_package_is_named_with_its_pip_command(monkeypatch):
-    photos_module._photo.cache_clear()
+    photos_module.photograph.cache_clear()
     monkeypatch.setattr(photos_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install scikit-image"):
         Photos().entries(64)

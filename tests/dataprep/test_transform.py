@@ -90,8 +90,29 @@ def test_celeba_windows_are_cut_at_their_pixels(crop, left, right, top, bottom):
         assert detail.startswith(f"{size[0]}x{size[1]}")
 
 
+@pytest.mark.parametrize("filter", ["box", "lanczos", "bicubic"])
+@pytest.mark.parametrize("size", [(48, 36), (36, 48), (60, 20), (40, 40)])
+def test_stretch_squeezes_the_whole_image_and_only_the_shorter_side_may_grow(filter, size):
+    image, transform = noise(*size), Transform(size_px=40, crop="stretch", filter=filter)
+    expected = image.resize((40, 40), Image.Resampling[filter.upper()])
+    assert np.array_equal(decoded(transform(image)), np.asarray(expected))
+    reason, detail = refusal(transform.replace(size_px=61), image)
+    assert (reason, detail.split()[0]) == ("too small", f"{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize("size", [(12, 20), (20, 12), (30, 10), (8, 16), (7, 13)])
+def test_a_stretched_area_is_the_mean_of_the_pixels_covered(size):
+    """Of a square whose every pixel is a whole number of pixels of the image repeated until both sides divide."""
+    image, side = noise(*size), 8 if min(size) >= 8 else 7
+    fine = np.asarray(image).astype(int).repeat(side, axis=0).repeat(side, axis=1)  # every side is a multiple now
+    h, w = fine.shape[0] // side, fine.shape[1] // side
+    means = fine.reshape(side, h, side, w, 3).mean(axis=(1, 3))
+    out = decoded(Transform(size_px=side, crop="stretch", filter="area")(image))
+    assert np.array_equal(out, np.floor(means + 0.5 + 1e-9))
+
+
 def test_every_crop_has_a_test():
-    assert list(CROPS) == ["center", "none", "pggan", "coco-gan", "center-140", "center-160", "center-108"]
+    assert list(CROPS) == ["center", "none", "stretch", "pggan", "coco-gan", "center-140", "center-160", "center-108"]
 
 
 @pytest.mark.parametrize("filter", ["box", "lanczos", "bicubic"])
