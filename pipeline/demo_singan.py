@@ -26,7 +26,7 @@ from pipeline.run import newest_checkpoint, plan_run, train_folder
 from pipeline.synthesis.sample import generate, load_generator, save_png
 
 PHOTOGRAPHS = ("china", "flower")
-VARIANTS = ("mspie.singan_original", "mspie.singan_csg", "mspie.singan_padding_free_spe8")
+VARIANTS = ("mspie.singan_original", "mspie.singan_padding_free", "mspie.singan_padding_free_csg")
 LONGEST_PX, WIDER, SEEDS, ENLARGED, GAP_PX = 56, 1.5, range(2), 2, 4
 SETTINGS = ["family.G.min_px=16", "family.G.shrink=0.65", f"family.G.max_px={LONGEST_PX}", "family.G.channels=16"]
 SETTINGS += [
