@@ -85,8 +85,8 @@ def recipes(
 
 @app.command()
 def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
-    """The resolved configuration, and parameters and multiply-adds of each network."""
-    from pipeline.cost import multiply_adds, parameters, training_flop
+    """The resolved configuration, and parameters, multiply-adds and activation memory of each network."""
+    from pipeline.cost import activations, multiply_adds, parameters, training_flop
     from pipeline.plan import check, run_name
 
     run, exec_ = _configure(recipe, set_, tiny)
@@ -96,6 +96,8 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
     for name, count in parameters(run.family).items():
         sizes = ", ".join(f"{macs / 1e9:.4g} G at {h}x{w}" for (h, w), macs in multiply_adds(run.family, name).items())
         print(f"# {name}: {count:,} parameters; multiply-adds an image: {sizes}")
+        kept = ", ".join(f"{b / 2**30:.3g} GiB at {h}x{w}" for (h, w), b in activations(run.family, name).items())
+        print(f"# {name}: kept for backward, an image in fp32: {kept}")
     flop = training_flop(run.family, run.total_kimg)
     print(f"# training: {flop / 1e12:.4g} TFLOP an image, {flop * run.total_kimg * 1e3 / 1e18:.4g} EFLOP in all")
 

@@ -13,22 +13,25 @@ import typer
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.families.cips import CIPSConfig
     from pipeline.families.mspie import MSPIEConfig
     from pipeline.models.imports import Found
-    from pipeline.models.mspie import MSPIEGeneratorConfig
 
+NETWORKS = {"mspie": "StyleGAN2", "cips": "CIPS"}  # kind of a family -> what its networks are called
 PADDED_SKIP = "family.G.padded_skip=true"  # without padding, public code still pads its RGB skip path
 
 
 def import_(
     file: Annotated[Path, typer.Argument(help="Public checkpoint: .safetensors, .pt or .pth.")],
     recipe: Annotated[str, typer.Argument(help="The row it was trained as, for example mspie.table5_a.")],
-    style: Annotated[str, typer.Option(help="Whose names: rosinality, mmgeneration or nvlabs.")],
+    style: Annotated[str, typer.Option(help="Whose names: rosinality, mmgeneration, nvlabs or cips.")],
     out: Annotated[Path, typer.Option(help="Folder to make, for graticule sample.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe.")] = None,
 ) -> None:
-    """A public StyleGAN2 or MS-PIE checkpoint as G_ema, and D where there is one, of a recipe."""
+    """A public StyleGAN2, MS-PIE or CIPS checkpoint as G_ema, and D where there is one, of a recipe."""
     from pipeline.config import nearest, override
+    from pipeline.families.cips import CIPSConfig
     from pipeline.families.mspie import MSPIEConfig
     from pipeline.models.imports import STYLES, check_complete, load_checkpoint, read
     from pipeline.recipes import find
@@ -37,8 +40,11 @@ def import_(
         raise UserError(f"style={style!r} is unknown; {nearest(style, STYLES)}")
     run = override(find(recipe).make(), set_ or [])
     family = run.family
-    if not isinstance(family, MSPIEConfig):
-        raise UserError(f"recipe={recipe!r} has no StyleGAN2 networks; use one of mspie's (`graticule recipes`)")
+    kind = STYLES[style].family
+    if not isinstance(family, MSPIEConfig | CIPSConfig) or family.kind != kind:
+        raise UserError(
+            f"recipe={recipe!r} has no {NETWORKS[kind]} networks; use one of {kind}'s (`graticule recipes`)"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={str(out)!r} is there already and not an empty folder; choose another")
     where = f"file={str(file)!r}"
@@ -47,7 +53,7 @@ def import_(
         raise UserError(f"{where}: holds a discriminator and no generator; nothing could be sampled")
     generator = "G_ema" if "G_ema" in found else "G"
     nets = {"G_ema": found[generator]} | {name: found[name] for name in ("D",) if name in found}
-    rows = _rows_that_fit(nets)
+    rows = _rows_that_fit(nets, kind)
     _check_row(nets, family, where, list(rows))
     for name, net in nets.items():
         check_complete(net.weights, family.D if name == "D" else family.G, f"{where}, {name}")
@@ -59,13 +65,15 @@ def import_(
         print("note: the checkpoint has no moving average; G_ema is its G")
     if others := [row for row, G in rows.items() if G != family.G]:
         print(f"note: names and shapes cannot tell {recipe} from {', '.join(others)}; be sure of the row")
+    if family.kind == "cips" and family.G.lookup == "exact":
+        print("note: the release's own pictures are those of --set family.G.lookup=half_pixel")
     print(f"look at it with: graticule sample {out}")
 
 
 VERBS = (import_,)
 
 
-def _misfits(nets: "dict[str, Found]", family: "MSPIEConfig") -> dict[str, tuple]:
+def _misfits(nets: "dict[str, Found]", family: "MSPIEConfig | CIPSConfig") -> dict[str, tuple]:
     """Keys of a recipe that are not as in the checkpoint, and the values that would be."""
     from pipeline.models.imports import misfits
 
@@ -78,24 +86,27 @@ def _misfits(nets: "dict[str, Found]", family: "MSPIEConfig") -> dict[str, tuple
     }
 
 
-def _rows_that_fit(nets: "dict[str, Found]") -> "dict[str, MSPIEGeneratorConfig]":
+def _rows_that_fit(nets: "dict[str, Found]", kind: str = "mspie") -> dict[str, "Config"]:
     """Recipes, with the override some of them need, whose networks have a checkpoint's settings; and their G."""
     from pipeline.config import override
+    from pipeline.families.cips import CIPSConfig
     from pipeline.families.mspie import MSPIEConfig
     from pipeline.recipes import recipes
 
     rows = {}
     for recipe in recipes().values():
-        family = recipe.make().family
-        if isinstance(family, MSPIEConfig):
-            words = [PADDED_SKIP] if family.G.padding == "none" and not family.G.padded_skip else []
+        family, words = recipe.make().family, []
+        if not isinstance(family, MSPIEConfig | CIPSConfig) or family.kind != kind:
+            continue
+        if isinstance(family, MSPIEConfig) and family.G.padding == "none" and not family.G.padded_skip:
+            words = [PADDED_SKIP]
             family = override(family, [word.removeprefix("family.") for word in words])
-            if not _misfits(nets, family):
-                rows[" --set ".join([recipe.name, *words])] = family.G
+        if not _misfits(nets, family):
+            rows[" --set ".join([recipe.name, *words])] = family.G
     return rows
 
 
-def _check_row(nets: "dict[str, Found]", family: "MSPIEConfig", where: str, rows: list[str]) -> None:
+def _check_row(nets: "dict[str, Found]", family: "MSPIEConfig | CIPSConfig", where: str, rows: list[str]) -> None:
     """UserError where the checkpoint is of another row, with those it can be of, or else what makes this one fit."""
     wrong = _misfits(nets, family)
     if not wrong:
@@ -106,7 +117,9 @@ def _check_row(nets: "dict[str, Found]", family: "MSPIEConfig", where: str, rows
         raise UserError(f"{where}: {key}={have!r}, but its widths follow no rule that these networks have")
     advice = f"these fit: {', '.join(rows)}"
     if not rows:
-        px = {"family.D.resolution_px": (4 << wrong.get("family.G.num_upblocks", (family.G.num_upblocks,))[0],)}
+        depth = "num_upblocks" if family.kind == "mspie" else "size_px"
+        side = wrong.get(f"family.G.{depth}", (getattr(family.G, depth),))[0]
+        px = {"family.D.resolution_px": (4 << side if family.kind == "mspie" else side,)}
         wrong = {k: v for k, v in (px | wrong).items() if k in wrong or v[0] != family.D.resolution_px}
         words = [f"--set {k}={'null' if v[0] is None else v[0]}" for k, v in wrong.items()]
         advice = f"no recipe fits as it is; {' '.join(words)} may"

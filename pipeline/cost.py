@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds of one image, counted on the meta device.
+"""What a network costs: parameters, multiply-adds and activations of one image, counted on the meta device.
 
 Counted are convolutions, linear layers and matrix products; blur filters, resizing and pointwise work are not,
 which is the convention of published figures.
@@ -46,6 +46,37 @@ def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]
                 net(torch.zeros(n, getattr(net, "img_channels", 3), *seen))
         counted[size] = count.get_total_flops() // 2 // n
     return counted
+
+
+def activations(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]:
+    """Bytes that one more image of a batch makes network `name` keep for backward, in float32, at each trained size.
+
+    Parameters, what is made of them for all images, and an input that all share are left out.
+    """
+    n, counted = family.group, {}
+    for stage, size in enumerate(family.sizes()):
+        net = _nets(family, stage)[name]
+        counted[size] = (_kept(net, name, 2 * n, size) - _kept(net, name, n, size)) // n
+    return counted
+
+
+def _kept(net: nn.Module, name: str, n: int, size: tuple[int, int]) -> int:
+    """Bytes of the storages that a forward of n images saves."""
+    kept: dict[int, torch.UntypedStorage] = {}  # holding them, so that no address comes twice
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        kept[storage._cdata] = storage
+        return t
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        if name == "G":
+            w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
+            out = net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
+        else:
+            out = net(torch.zeros(n, 3, *size))
+    del out
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def training_flop(family: FamilyConfig, total_kimg: float = inf) -> float:

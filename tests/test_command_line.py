@@ -38,6 +38,7 @@ def test_show_prints_the_published_counts_and_costs(graticule):
     code, out, _ = graticule("show", MSPIE)
     assert code == 0
     assert "# G: 30,026,146 parameters; multiply-adds an image: 45.13 G at 256x256" in out
+    assert "# D: kept for backward, an image in fp32: 0.302 GiB at 256x256" in out
     assert "# D: 25,718,401 parameters" in out
     assert "45,911,076" in graticule("show", CIPS)[1]
 

@@ -292,7 +292,7 @@ def test_an_imported_generator_makes_the_images_of_the_public_code(style, config
     assert set(found.dropped) == {*names.buffers, *names.filters}
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", NAMES)
 def test_an_imported_discriminator_gives_the_logits_of_the_public_code(style):
     names, pool = NAMES[style], 2 if style == "mmgeneration" else None
     made = discriminator_dict(names, pool or 4)
@@ -317,7 +317,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", NAMES)
 def test_networks_are_found_in_the_files_that_public_training_writes(style, tmp_path):
     names = NAMES[style]
     g, d = generator_dict(names), discriminator_dict(names)
@@ -441,7 +441,7 @@ def test_a_checkpoint_of_another_row_is_told_by_its_settings(config, wrong):
 
 
 @pytest.mark.parametrize("pool", [None, 2, 4])
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", NAMES)
 def test_a_discriminator_of_another_row_is_told_by_its_settings(style, pool):
     found = read(discriminator_dict(NAMES[style], pool or 4), STYLES[style], "x")["D"]
     assert not misfits(found.settings, D.replace(pool=pool))

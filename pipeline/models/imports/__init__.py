@@ -1,4 +1,4 @@
-"""The documented weight map: checkpoints of public StyleGAN2 and MS-PIE code bases for our networks (docs/imports.md).
+"""The documented weight map: checkpoints of public code bases for our networks (docs/imports.md).
 
 A code base is one file here and one line in STYLES. Files are read as tensors and nothing else: safetensors, or
 torch.load(weights_only=True). Knows no recipe and writes nothing.
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipeline.models.imports import mmgeneration, nvlabs, rosinality
+from pipeline.models.imports import cips, mmgeneration, nvlabs, rosinality
 from pipeline.models.imports.weightmap import Found as Found
 from pipeline.models.imports.weightmap import Style, discriminator_settings, generator_settings, networks, translate
 from pipeline.models.imports.weightmap import check_complete as check_complete
@@ -27,6 +27,7 @@ STYLES: dict[str, Style] = {
     "rosinality": rosinality.STYLE,
     "mmgeneration": mmgeneration.STYLE,
     "nvlabs": nvlabs.STYLE,
+    "cips": cips.STYLE,
 }
 
 CONVERT = (
@@ -75,6 +76,7 @@ def read(tree: Mapping[str, Any], style: Style, where: str) -> dict[str, Found]:
             settings = discriminator_settings(weights, here)
         else:
             weights, dropped = translate(theirs, style.generator(theirs), here)
-            settings = generator_settings(weights, style.blocks(theirs), here)
+            told = style.settings
+            settings = told(weights, here) if told else generator_settings(weights, style.blocks(theirs), here)
         found[net] = Found(weights, dropped, settings)
     return found

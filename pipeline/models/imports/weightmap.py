@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.layers.resample import fir_kernel
+from pipeline.models.cips import CIPSGeneratorConfig
 from pipeline.models.mspie import HEAD_PX, MSPIEGeneratorConfig
 from pipeline.models.stylegan2 import DiscriminatorConfig, channels_at
 from pipeline.spec import UserError
@@ -20,6 +21,7 @@ from pipeline.spec import UserError
 MULTIPLIERS = range(1, 17)  # of channels, that a checkpoint's widths are tried with
 
 Weights = dict[str, Tensor]
+Generator = MSPIEGeneratorConfig | CIPSGeneratorConfig
 Settings = dict[str, tuple[Any, ...]]  # field of a configuration -> the values that fit a checkpoint
 Change = Callable[[Tensor], Tensor]
 Name = str | Callable[[re.Match[str]], str]
@@ -63,7 +65,9 @@ class Style:
     generator: Callable[[Collection[str]], Iterable[Rule]]
     discriminator: Callable[[Collection[str]], Iterable[Rule]]
     is_generator: str  # how some names of each generator begin, and none of a discriminator
-    blocks: Callable[[Collection[str]], tuple[str, ...]]  # values of MSPIEGeneratorConfig.block that a G can have
+    blocks: Callable[[Collection[str]], tuple[str, ...]] = lambda _: ()  # values of MSPIEGeneratorConfig.block
+    family: str = "mspie"  # kind of the families whose recipes take it
+    settings: Callable[[Weights, str], Settings] | None = None  # of a generator that is not MS-PIE's
     within: str | None = None  # the entry of a file that holds all networks
 
 
@@ -172,7 +176,7 @@ def translate(theirs: Mapping[str, Any], rules: Iterable[Rule], where: str) -> t
     return weights, tuple(dropped)
 
 
-def _count(weights: Weights, pattern: str) -> int:
+def count(weights: Weights, pattern: str) -> int:
     return len({m[1] for key in weights if (m := re.match(pattern, key))})
 
 
@@ -182,11 +186,11 @@ def _need(weights: Weights, key: str, where: str) -> Tensor:
     return weights[key]
 
 
-def _shape(weights: Weights, key: str, axes: int, where: str) -> tuple[int, ...]:
-    shape = tuple(_need(weights, key, where).shape)
-    if len(shape) != axes or 0 in shape:
-        raise UserError(f"{where}: our {key!r} has shape {shape} there, which has not {axes} axes or is empty")
-    return shape
+def shape(weights: Weights, key: str, axes: int, where: str) -> tuple[int, ...]:
+    sides = tuple(_need(weights, key, where).shape)
+    if len(sides) != axes or 0 in sides:
+        raise UserError(f"{where}: our {key!r} has shape {sides} there, which has not {axes} axes or is empty")
+    return sides
 
 
 def _multipliers(sides: Iterable[int], widths: list[int], channel_max: int) -> tuple[int, ...]:
@@ -196,14 +200,14 @@ def _multipliers(sides: Iterable[int], widths: list[int], channel_max: int) -> t
 
 def generator_settings(weights: Weights, blocks: tuple[str, ...], where: str) -> Settings:
     """Fields of MSPIEGeneratorConfig that the weights tell; the up-sampling is told by the style."""
-    first = _shape(weights, "convs.0.conv.weight", 4, where)
-    mapping = _shape(weights, "mapping.layers.0.weight", 2, where)
-    upblocks = _count(weights, r"to_rgbs\.(\d+)\.") - 1
-    widths = [_shape(weights, f"convs.{2 * i}.conv.weight", 4, where)[0] for i in range(upblocks + 1)]
+    first = shape(weights, "convs.0.conv.weight", 4, where)
+    mapping = shape(weights, "mapping.layers.0.weight", 2, where)
+    upblocks = count(weights, r"to_rgbs\.(\d+)\.") - 1
+    widths = [shape(weights, f"convs.{2 * i}.conv.weight", 4, where)[0] for i in range(upblocks + 1)]
     settings: Settings = {
         "num_upblocks": (upblocks,),
         "head": ("const",) if "const" in weights else ("csg",) if first[1] == 2 else ("spe",),
-        "mapping_layers": (_count(weights, r"mapping\.layers\.(\d+)\."),),
+        "mapping_layers": (count(weights, r"mapping\.layers\.(\d+)\."),),
         "z_dim": (mapping[1],),
         "w_dim": (mapping[0],),
         "channel_max": (first[0],),
@@ -212,17 +216,17 @@ def generator_settings(weights: Weights, blocks: tuple[str, ...], where: str) ->
         "padded_skip": (True,),  # where there is no padding: all public code pads the RGB skip path
     }
     if "const" in weights:
-        side = _shape(weights, "const", 3, where)[2]
+        side = shape(weights, "const", 3, where)[2]
         settings |= {"resize": ("interp",), "padding": ("none",) if side == HEAD_PX + 2 else ("zero",)}
     return settings
 
 
 def discriminator_settings(weights: Weights, where: str) -> Settings:
     """Fields of DiscriminatorConfig that the weights tell."""
-    conv, fc = _shape(weights, "conv.weight", 4, where), _shape(weights, "fc0.weight", 2, where)
-    blocks = _count(weights, r"blocks\.(\d+)\.")
+    conv, fc = shape(weights, "conv.weight", 4, where), shape(weights, "fc0.weight", 2, where)
+    blocks = count(weights, r"blocks\.(\d+)\.")
     names = ["from_rgb.weight", *(f"blocks.{i}.conv1.weight" for i in range(blocks))]
-    widths = [_shape(weights, name, 4, where)[0] for name in names]
+    widths = [shape(weights, name, 4, where)[0] for name in names]
     side = round((fc[1] / conv[0]) ** 0.5)
     sides = [HEAD_PX << i for i in reversed(range(blocks + 1))]
     return {
@@ -233,15 +237,17 @@ def discriminator_settings(weights: Weights, where: str) -> Settings:
     }
 
 
-def misfits(settings: Settings, config: MSPIEGeneratorConfig | DiscriminatorConfig) -> Settings:
+def misfits(settings: Settings, config: Generator | DiscriminatorConfig) -> Settings:
     """The fields of a configuration that are not the checkpoint's, and the values that would be."""
     told = dict(settings)
     if getattr(config, "padding", "") == "zero":
         told.pop("padded_skip", None)  # says nothing there
+    if isinstance(config, CIPSGeneratorConfig) and (config.embedding_px,) == told.get("size_px"):
+        told.pop("size_px")  # embeddings alone have a side; it may be looked up on a larger grid
     return {field: fits for field, fits in told.items() if getattr(config, field) not in fits}
 
 
-def check_complete(weights: Weights, config: MSPIEGeneratorConfig | DiscriminatorConfig, where: str) -> None:
+def check_complete(weights: Weights, config: Generator | DiscriminatorConfig, where: str) -> None:
     """UserError at the first weight of the configured network that is missing, too much or of another shape."""
     with torch.device("meta"):
         ours = config.build().state_dict()
