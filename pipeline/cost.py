@@ -32,17 +32,21 @@ def parameters(family: FamilyConfig) -> dict[str, int]:
     return {name: sum(p.numel() for p in net.parameters()) for name, net in _nets(family).items()}
 
 
+def _forward(net: nn.Module, name: str, n: int, size: tuple[int, int]) -> torch.Tensor:
+    """Of n images; on the meta device."""
+    if name == "G":
+        w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
+        return net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
+    return net(torch.zeros(n, getattr(net, "img_channels", 3), *size))
+
+
 def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]:
     """Multiply-adds of one image of network `name` at each trained (height, width)."""
     n, counted = family.group, {}
     for stage, size in enumerate(family.sizes()):
         net = _nets(family, stage)[name].requires_grad_(False)  # torch's counter cannot hook parameters that are inputs
         with torch.device("meta"), torch.no_grad(), _counter() as count:
-            if name == "G":
-                w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
-                net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
-            else:
-                net(torch.zeros(n, 3, *size))
+            _forward(net, name, n, family.part(size))
         counted[size] = count.get_total_flops() // 2 // n
     return counted
 
@@ -55,7 +59,8 @@ def activations(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]:
     n, counted = family.group, {}
     for stage, size in enumerate(family.sizes()):
         net = _nets(family, stage)[name]
-        counted[size] = (_kept(net, name, 2 * n, size) - _kept(net, name, n, size)) // n
+        seen = family.part(size)
+        counted[size] = (_kept(net, name, 2 * n, seen) - _kept(net, name, n, seen)) // n
     return counted
 
 
@@ -69,11 +74,7 @@ def _kept(net: nn.Module, name: str, n: int, size: tuple[int, int]) -> int:
         return t
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        if name == "G":
-            w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
-            out = net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
-        else:
-            out = net(torch.zeros(n, 3, *size))
+        out = _forward(net, name, n, size)
     del out
     return sum(storage.nbytes() for storage in kept.values())
 

@@ -6,7 +6,7 @@ updates and a short loss function; the engine alone reduces gradients and steps.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -102,6 +102,10 @@ class Stages:
         return stage
 
 
+Present = Callable[[UInt8[Tensor, "n c h w"], Sequence[int], tuple[int, int]], Float[Tensor, "n c h2 w2"]]
+"""Stored images, their numbers in the run, this iteration's size -> reals in [-1, 1] of that size."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A method as data. `nets` are fresh networks; everything else is a pure function."""
@@ -115,6 +119,7 @@ class Family:
     sizes: tuple[tuple[int, int], ...]  # trained sizes, for sample grids; with stages, that of each
     feedback: Mapping[str, float] = field(default_factory=dict)  # initial values
     stages: Stages | None = None
+    present: Present | None = None  # in place of `resize`, where an image's number matters: random crops
 
 
 class FamilyConfig(Config, ABC):
@@ -143,6 +148,14 @@ class FamilyConfig(Config, ABC):
     @abstractmethod
     def exact_penalties(self) -> dict[str, str]:
         """Networks that a penalty now in use differentiates twice -> the field that takes it away when 0."""
+
+    def stored_px(self) -> int:
+        """The side that stored images must have at least."""
+        return max(max(size) for size in self.sizes())
+
+    def part(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of an image of this trained size, the (height, width) that G makes and D sees at a time."""
+        return size
 
     def staged(self) -> bool:
         """Do the networks change on the way (Stages)?"""

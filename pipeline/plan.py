@@ -59,11 +59,11 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _stored_size_covers_training(self) -> "RunConfig":
-        largest = max(max(size) for size in self.family.sizes())
-        if self.data.size_px < largest:
+        least = self.family.stored_px()
+        if self.data.size_px < least:
             raise ValueError(
-                f"data.size_px={self.data.size_px} is smaller than the largest training size {largest}; "
-                f"prepare the set with --size {largest}"
+                f"data.size_px={self.data.size_px} is smaller than the {least} px that training takes; "
+                f"prepare the set with --size {least}"
             )
         return self
 
@@ -81,7 +81,7 @@ class RunConfig(Config):
     def tiny(self) -> "RunConfig":
         """The same recipe, small enough for two CPU cores: narrow nets, few pixels, few images."""
         family = self.family.tiny()
-        data = self.data.replace(size_px=max(max(size) for size in family.sizes()))
+        data = self.data.replace(size_px=family.stored_px())
         return self.replace(family=family, data=data, batch_size=4 * family.group, total_kimg=4)
 
 

@@ -99,21 +99,25 @@ class Discriminator(nn.Module):
     them, with activations in float16 within +-256 and no loss scaler. Weights and all that follows stay float32.
     """
 
-    def __init__(self, cfg: DiscriminatorConfig):
+    def __init__(self, cfg: DiscriminatorConfig, img_channels: int = 3):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.img_channels = cfg, img_channels
         width = [channels_at(side, cfg.channel_multiplier, cfg.channel_max) for side in cfg.sides()]
-        self.from_rgb = EqualizedConv2d(3, width[0], 1)
+        self.from_rgb = EqualizedConv2d(img_channels, width[0], 1)
         self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in pairwise(width))
         self.conv = EqualizedConv2d(width[-1] + 1, width[-1], 3, padding=1)
         self.fc0 = EqualizedLinear(width[-1] * (cfg.pool or 4) ** 2, width[-1])
         self.fc1 = EqualizedLinear(width[-1], 1)
 
     def forward(self, img: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        return self.enter(img, self.from_rgb, 0)
+
+    def enter(self, img: Float[Tensor, "n c h w"], from_rgb: nn.Module, first: int) -> Float[Tensor, " n"]:
+        """Logits by the blocks from `first` on, which stand for half the side of the one before."""
         half = self.cfg.fp16_blocks
-        x = lrelu(self.from_rgb(img.half() if half else img))
-        for i, block in enumerate(self.blocks):
-            x = block(x.float() if i == half > 0 else x)
+        x = lrelu(from_rgb(img.half() if first < half else img))
+        for i in range(first, len(self.blocks)):
+            x = self.blocks[i](x.float() if i == half > 0 else x)
         with fp32(x):
             x = lrelu(self.conv(minibatch_std(x.float(), self.cfg.mbstd_group)))
             if self.cfg.pool:

@@ -29,7 +29,7 @@ class Microbatch:
 def to_device(family: Family, batch: Batch, ids: Sequence[int], size: tuple[int, int], device: torch.device):
     """Move one microbatch over and bring it to this iteration's size."""
     img = batch.img.to(device, non_blocking=True)
-    return Microbatch(tuple(ids), family.resize(img, size))
+    return Microbatch(tuple(ids), family.present(img, ids, size) if family.present else family.resize(img, size))
 
 
 def run_phase(

@@ -47,6 +47,7 @@ FEW_PIXELS = ("mspie.table5_e", "mspie.table5_a", "mspie.table5_k")  # other blo
         ("mspie.table5_a", {}),
         ("mspie.table5_k", {}),
         ("cips.table3_main", {}),
+        ("cips.table5_ffhq_64", {}),
     ],
 )
 def test_the_stated_training_cost_is_what_sixteen_iterations_spend(recipe, changes):

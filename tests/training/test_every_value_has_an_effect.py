@@ -65,7 +65,20 @@ OTHER = {
         "family.pl_batch_shrink": 1,
         "data.size_px": 40,
     },
-    CIPS: {**SHARED, "family.G.width": 12, "family.G.noise": "false", "family.D.pool": 2, "data.size_px": 24},
+    CIPS: {
+        **SHARED,
+        "family.G.width": 12,
+        "family.G.noise": "false",
+        "family.G.variant": "residual",
+        "family.G.taper": "true",
+        "family.G.embedding_px": 8,
+        "family.G.cylinder_px": 24,
+        "family.D.pool": 2,
+        "family.D.coords": "true",
+        "family.rotate": "true",
+        "family.grow_kimg": "[0.032]",
+        "data.size_px": 24,
+    },
 }
 FEW_PIXELS = {
     MSPIE: ["family.G.num_upblocks=2", "family.D.resolution_px=16", "data.size_px=32"],
@@ -83,13 +96,18 @@ UNPADDED = {
     "family.G.padding": ["family.G.block=up_conv", "family.G.padding=none"],
     "family.G.padded_skip": ["family.G.block=up_conv", "family.G.padding=none", "family.G.padded_skip=true"],
 }
+PARTS = {
+    "family.patch_px": ["family.patch_px=8", "family.D.resolution_px=8"],
+    "family.crop_of_px": ["family.crop_of_px=24", "data.size_px=24"],
+    "family.G.lookup": ["family.patch_px=8", "family.D.resolution_px=8", "family.G.lookup=half_pixel"],
+}
 TOGETHER = {  # values that must agree with each other
     MSPIE: {
         **BLOCKS,
         **UNPADDED,
         **{field: HALF[MSPIE] for field in ("family.G.num_upblocks", "family.D.resolution_px")},
     },
-    CIPS: {**BLOCKS, **{field: HALF[CIPS] for field in ("family.G.size_px", "family.D.resolution_px")}},
+    CIPS: {**BLOCKS, **PARTS, **{field: HALF[CIPS] for field in ("family.G.size_px", "family.D.resolution_px")}},
 }
 IDENTITY = {"recipe", "data.dataset_id"}  # name the run; see test_names_and_data_sets_tell_runs_apart
 TAGS = {"family.kind", "family.G.kind"}  # choose the classes that hold all the others
@@ -175,9 +193,9 @@ ROWS = [(r, f) for r in OTHER for f in [*OTHER[r], *TOGETHER[r]]]
 @pytest.mark.parametrize(("recipe", "field"), ROWS)
 def test_changing_the_value_changes_what_is_trained(recipe, field, unchanged):
     sets = TOGETHER[recipe].get(field) or [f"{field}={OTHER[recipe].get(field)}"]
-    if field in ("family.G.channel_multiplier", "family.D.channel_multiplier"):
+    if field in ("family.G.channel_multiplier", "family.D.channel_multiplier", "family.G.taper"):
         wide = {MSPIE: ["family.G.num_upblocks=4", "family.D.resolution_px=64", "data.size_px=128"]}
-        both = [*wide.get(recipe, ["family.G.size_px=64", "family.D.resolution_px=64", "data.size_px=64"])]
+        both = [*wide.get(recipe, ["family.G.size_px=128", "family.D.resolution_px=128", "data.size_px=128"])]
         both += ["family.D.channel_max=512", "total_kimg=0.001"]
         both += ["family.G.channel_max=512"] if recipe == MSPIE else []
         a, b = (shapes(base(recipe, *both, *more)) for more in ([], sets))
@@ -190,6 +208,12 @@ def test_padding_and_its_skip_path_change_more_than_the_block_that_they_need(unc
     """Beside their rows above."""
     sets = [[], ["family.G.block=up_conv"], *UNPADDED.values()]
     assert len({trained(base(MSPIE, *one)) if one else unchanged[MSPIE] for one in sets}) == 4
+
+
+def test_patches_crops_and_the_look_up_change_more_than_the_sizes_that_they_need(unchanged):
+    """Beside their rows above."""
+    sets = [HALF[CIPS], ["data.size_px=24"], *PARTS.values()]
+    assert len({unchanged[CIPS], *(trained(base(CIPS, *one)) for one in sets)}) == 1 + len(sets)
 
 
 def shapes(run: RunConfig) -> list[tuple[int, ...]]:
