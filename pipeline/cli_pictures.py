@@ -82,6 +82,7 @@ def foveated(
 def panorama(
     model: Model,
     seeds: Annotated[str, typer.Option(help="Styles at even distances along the width.")] = "0-3",
+    size: Size = "",
     truncation_psi: Psi = 1.0,
     out: Out = None,
     runs: Runs = RUNS,
@@ -90,11 +91,11 @@ def panorama(
     from pipeline.spec import to_uint8
     from pipeline.synthesis.panorama import panorama as wide
     from pipeline.synthesis.pixels import per_pixel, styles
-    from pipeline.synthesis.sample import parse_seeds
+    from pipeline.synthesis.sample import parse_seeds, parse_size
 
-    numbers = parse_seeds(seeds)
+    numbers, wanted = parse_seeds(seeds), parse_size(size)
     opened = open_model(model, runs, "look-panorama", out)
-    image = to_uint8(wide(opened.G, styles(per_pixel(opened.G), numbers, truncation_psi))[None])
+    image = to_uint8(wide(opened.G, styles(per_pixel(opened.G), numbers, truncation_psi), wanted)[None])
     image = image.permute(0, 2, 3, 1).cpu().numpy()
     opened.save(image[0], {"px": px(image), "seeds": seeds, "psi": unless_1(truncation_psi)})
     opened.tell(f"{len(numbers)} styles over {px(image)} px from {model}")

@@ -24,7 +24,10 @@ def blend(ws: Float[Tensor, "k num_ws w_dim"], width: int, *, ring: bool) -> Flo
     )
 
 
-def panorama(G: Any, ws: Float[Tensor, "k num_ws w_dim"]) -> Float[Tensor, "3 h w"]:
-    """The whole native grid, blended between these styles."""
-    width = per_pixel(G).native_size[1]
-    return by_column(G, blend(ws, width, ring=is_ring(G)))
+def panorama(
+    G: Any, ws: Float[Tensor, "k num_ws w_dim"], size: tuple[int, int] | None = None
+) -> Float[Tensor, "3 h w"]:
+    """The whole width of the coordinates on a grid of this size, or the native one, blended between these styles."""
+    height, width = size or per_pixel(G).native_size
+    per_pixel(G).check_size((height, width))
+    return by_column(G, blend(ws, width, ring=is_ring(G)), height)

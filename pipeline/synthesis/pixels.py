@@ -48,9 +48,8 @@ def some_pixels(
 
 
 @torch.no_grad()
-def by_column(G: CIPSGenerator, ws: Float[Tensor, "w num_ws w_dim"]) -> Float[Tensor, "3 h w"]:
-    """One picture of the trained height; column i, counted on around a cylinder, has the style ws[i]."""
-    rows, cols = (torch.arange(n, device=ws.device) for n in (G.native_size[0], len(ws)))
-    at_once = COLUMNS_AT_ONCE
-    parts = [G.at(w, rows[None], c[:, None]) for w, c in zip(ws.split(at_once), cols.split(at_once), strict=True)]
-    return torch.cat(parts).squeeze(3).permute(1, 2, 0)
+def by_column(G: CIPSGenerator, ws: Float[Tensor, "w num_ws w_dim"], height: int) -> Float[Tensor, "3 h w"]:
+    """One picture of this height; column i has the style ws[i]."""
+    coords = G.coordinates((height, len(ws)), ws.device).unflatten(0, (height, len(ws))).transpose(0, 1)
+    parts = zip(ws.split(COLUMNS_AT_ONCE), coords.split(COLUMNS_AT_ONCE), strict=True)
+    return torch.cat([G.pixels(w, c) for w, c in parts]).permute(2, 1, 0)
