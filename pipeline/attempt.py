@@ -109,6 +109,8 @@ class _Attempt:
         self.schedule = schedule_of(run, exec_, engine.rank)
         engine.progress.at("building the networks")
         self.training = Training(run.family.build(run.seed), engine, self.schedule)
+        if exec_.recompute:
+            self.training.nets["G"].recompute = True  # type: ignore[assignment]
         engine.progress.at("reading a checkpoint")
         _, passed = self._resume()
         self.log = runlog.RunLog(self.folder, run, exec_, engine, self.should_stop)

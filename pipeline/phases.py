@@ -127,6 +127,7 @@ class FamilyConfig(Config, ABC):
 
     kind: str
     group_field: ClassVar[str] = "family.D.mbstd_group"  # what a user sets `group` by
+    recomputes: ClassVar[bool] = False  # may G's blocks be computed again for the backward pass (exec.recompute)?
 
     @property
     @abstractmethod

@@ -102,6 +102,7 @@ class ExecConfig(Config):
     ds_config: dict[str, Any] | None = None  # further words to DeepSpeed; a path of a JSON file is read
     not_finite_limit: int = Field(default=5, ge=1)  # iterations in a row with NaN or Inf that end, or take back, a run
     on_not_finite: Literal["stop", "rollback"] = "stop"  # rollback: to the newest healthy checkpoint, with other draws
+    recompute: bool = False  # keep less of G for the backward pass, compute its blocks again there; CIPS
     hang_sec: int = Field(default=900, ge=0)  # a rank that does not move for so long ends the job; 0: nobody watches
     track: bool = True  # mirror metrics to MLflow
 
@@ -162,6 +163,10 @@ def check(run: RunConfig, exec_: ExecConfig) -> None:
             f"exec.batch_gpu={micro} must be a multiple of {run.family.group_field}={group} and divide the {local} "
             f"images of a rank; use one of {', '.join(fits)}"
         )
+    if exec_.recompute and not run.family.recomputes:
+        raise UserError(
+            f"exec.recompute=true: the generator of family.kind={run.family.kind!r} has no such switch; leave it out"
+        )
     _check_zero(run, exec_)
 
 
@@ -188,6 +193,11 @@ def _check_zero(run: RunConfig, exec_: ExecConfig) -> None:
             batch_size=run.batch_size,
             microbatch=exec_.microbatch(run),
             world=exec_.world(),
+        )
+    if exec_.recompute and stages.get("G") == 3:
+        raise UserError(
+            "exec.recompute=true: G's weights are sharded (stage 3) and would be gathered again; use exec.zero of 2 "
+            "or less for G, or leave exec.recompute out"
         )
     penalties = run.family.exact_penalties()
     for name, field in penalties.items():

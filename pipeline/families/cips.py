@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import replace
 from functools import partial
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import model_validator
@@ -36,6 +36,8 @@ from pipeline.phases import Family, Knobs, Nets, Phase, Stages, Step, Terms
 
 class CIPSConfig(LogisticConfig):
     """Table 3: defaults are "main" (Fourier and embeddings, RGB skips) at 256 px, full images."""
+
+    recomputes: ClassVar[bool] = True
 
     kind: Literal["cips"] = "cips"
     G: CIPSGeneratorConfig = CIPSGeneratorConfig()

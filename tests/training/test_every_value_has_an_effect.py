@@ -14,13 +14,14 @@ import torch
 from pipeline.attempt import schedule_of
 from pipeline.config import Config
 from pipeline.data.order import image_at, mirrored
-from pipeline.plan import ExecConfig, RunConfig, override_all, run_name
+from pipeline.errors import UserError
+from pipeline.plan import ExecConfig, RunConfig, check, override_all, run_name
 from pipeline.recipes import find
 from pipeline.spec import Batch
 from pipeline.training.engine import Engine
 from pipeline.training.health import Health
 from pipeline.training.loop import Outlets, Training, train
-from tests.runs import CIPS, MSPIE, SMALL
+from tests.runs import CIPS, MSPIE, SMALL, assert_bitwise_equal, final_state
 
 SHARED = {
     "family.lr": 0.01,
@@ -252,6 +253,7 @@ EXEC = {  # field of ExecConfig -> the test that would fail if the field were ig
     "hang_sec": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "zero": "training/test_every_value_has_an_effect.py::test_stages_and_words_to_deepspeed_reach_the_update",
     "ds_config": "training/test_every_value_has_an_effect.py::test_stages_and_words_to_deepspeed_reach_the_update",
+    "recompute": "training/test_every_value_has_an_effect.py::test_recomputing_gives_the_same_bits",
     "not_finite_limit": "training/test_attempt.py::test_too_many_in_a_row_end_the_run_and_name_phase_and_images",
     "on_not_finite": "training/test_attempt.py::"
     "test_on_request_the_run_goes_back_to_a_healthy_checkpoint_and_on_with_other_draws",
@@ -264,6 +266,23 @@ def test_every_field_of_execution_has_a_test():
         path, _, name = link.partition("::")
         text = (Path(__file__).parents[1] / path).read_text()
         assert f"def {name}(" in text if name else f"{field}=" in text, link
+
+
+def test_recomputing_gives_the_same_bits(runner, monkeypatch):
+    """And really takes place; other families refuse it."""
+    from pipeline.models import cips
+
+    calls, real = [], cips.checkpoint
+    monkeypatch.setattr(cips, "checkpoint", lambda *a, **k: calls.append(1) or real(*a, **k))
+    words = ("total_kimg=0.032", "exec.checkpoint_kimg=0.032")
+    plain = final_state(runner(CIPS).train_here(*words))
+    assert not calls
+    assert_bitwise_equal(plain, final_state(runner(CIPS).train_here(*words, "exec.recompute=true")))
+    assert calls
+    with pytest.raises(UserError, match=r"exec\.recompute=true: the generator of family\.kind='mspie' has no"):
+        check(base(MSPIE), ExecConfig(recompute=True))
+    with pytest.raises(UserError, match=r"exec\.recompute=true: G's weights are sharded"):
+        check(base(CIPS), ExecConfig(recompute=True, zero={"G": 3, "D": 1}))
 
 
 def test_every_way_of_executing_is_obeyed(runner, monkeypatch):
