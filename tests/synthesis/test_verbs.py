@@ -173,6 +173,6 @@ def test_the_page_shows_each_verb_by_a_command_that_exists_and_its_picture():
     alone = {"sample", "interpolate", "edit"}
     assert seen - {"train", "demo"} == alone | {verb for verb in commands if verb.split(" ")[0] in GROUPS} - set(GROUPS)
     pictures = [ROOT / "docs" / name for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", PAGE)]
-    assert len(pictures) == 11
+    assert len(pictures) == 12
     assert all(p.name in PAGE.replace(f"]({p.name})", "") for p in pictures)  # and in the command that makes it
     assert all(p.stat().st_size < 200_000 for p in pictures)
