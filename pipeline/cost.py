@@ -4,7 +4,7 @@ Counted are convolutions, linear layers and matrix products; blur filters, resiz
 which is the convention of published figures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 
 import torch
@@ -15,21 +15,24 @@ from pipeline.models.stylegan2 import broadcast_w
 from pipeline.phases import FamilyConfig
 
 
-def _nets(family: FamilyConfig, stage: int | None = None) -> Mapping[str, nn.Module]:
-    """Networks without memory, as they are at the end of a stage."""
+def _at_each_size(family: FamilyConfig) -> Iterator[tuple[tuple[int, int], Mapping[str, nn.Module]]]:
+    """Trained sizes, and the networks without memory; with stages, the same networks as each ends."""
     with torch.device("meta"):
         built = family.build(0)
-        if built.stages and stage is not None:
-            ends = (*(start - 1 for start in built.stages.starts[1:]), 10**15)
-            for i in range(1, stage + 1):
-                built.stages.enter(built.nets, i)
-            built.stages.begin(built.nets, ends[stage])
-        return built.nets
+    for i, size in enumerate(family.sizes()):
+        if stages := built.stages:
+            ends = (*(start - 1 for start in stages.starts[1:]), 10**15)
+            with torch.device("meta"):
+                if i:
+                    stages.enter(built.nets, i)
+                stages.begin(built.nets, ends[i])
+        yield size, built.nets
 
 
 def parameters(family: FamilyConfig) -> dict[str, int]:
     """Trainable numbers of each network."""
-    return {name: sum(p.numel() for p in net.parameters()) for name, net in _nets(family).items()}
+    _, nets = next(_at_each_size(family))
+    return {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
 
 
 def _forward(net: nn.Module, name: str, n: int, size: tuple[int, int]) -> torch.Tensor:
@@ -43,8 +46,8 @@ def _forward(net: nn.Module, name: str, n: int, size: tuple[int, int]) -> torch.
 def multiply_adds(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]:
     """Multiply-adds of one image of network `name` at each trained (height, width)."""
     n, counted = family.group, {}
-    for stage, size in enumerate(family.sizes()):
-        net = _nets(family, stage)[name].requires_grad_(False)  # torch's counter cannot hook parameters that are inputs
+    for size, nets in _at_each_size(family):
+        net = nets[name].requires_grad_(False)  # torch's counter cannot hook parameters that are inputs
         with torch.device("meta"), torch.no_grad(), _counter() as count:
             _forward(net, name, n, family.part(size))
         counted[size] = count.get_total_flops() // 2 // n
@@ -57,9 +60,8 @@ def activations(family: FamilyConfig, name: str) -> dict[tuple[int, int], int]:
     Parameters, what is made of them for all images, and an input that all share are left out.
     """
     n, counted = family.group, {}
-    for stage, size in enumerate(family.sizes()):
-        net = _nets(family, stage)[name]
-        seen = family.part(size)
+    for size, nets in _at_each_size(family):
+        net, seen = nets[name], family.part(size)
         counted[size] = (_kept(net, name, 2 * n, seen) - _kept(net, name, n, seen)) // n
     return counted
 

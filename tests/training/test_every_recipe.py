@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.recipes import recipes
 from tests.runs import ENV
+from tests.training.recipe_ranks import same_as
 
 RANKS = Path(__file__).with_name("recipe_ranks.py")
 
@@ -25,7 +26,7 @@ def seen(tmp_path_factory):
     done = subprocess.run([*launch, str(RANKS), str(out)], env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     pair, other = (json.loads((out / f"seen_{rank}.json").read_text()) for rank in (0, 1))
-    return {name: {**other[name], **pair[name]} for name in recipes()}
+    return {name: {**other[first], **pair[first]} for name, first in same_as().items()}
 
 
 @pytest.mark.parametrize("name", recipes())
