@@ -2,7 +2,7 @@
 
 Table 3 trained on 4.8 M images in batches of 16. Unverified: for Tables 1, 2 and 5 the paper says only that it trained
 longer; 25 M images in batches of 32 (the release's batch) are our reading, and so are all layers of one width, without
-coordinates for D. `--set family.G.taper=true` is the network of the released weights.
+coordinates for D. The released code is another network: release_skips and release_residual.
 """
 
 from typing import Any
@@ -268,3 +268,32 @@ def landscapes_panorama() -> RunConfig:
     Measured:
     """
     return _run("landscapes_panorama", CIPSConfig(G=CIPSGeneratorConfig(cylinder_px=768)))
+
+
+def _release(name: str, variant: Variant) -> RunConfig:
+    G = CIPSGeneratorConfig(variant=variant, taper=True, lookup="half_pixel")
+    return _run(f"release_{name}", CIPSConfig(G=G), total_kimg=3_200)
+
+
+def release_skips() -> RunConfig:
+    """CIPS as released, CIPSskip: the last blocks narrower, embeddings half a pixel off in evaluation, 256 px.
+
+    Command: graticule submit cips.release_skips --data DIR --cluster NAME --gpus 8
+    Data: FFHQ at 256 px
+    Cost: 3.2 M images, 8.2 EFLOP: 23 GPU-hours at a sustained 100 TFLOP/s
+    Published: no number of its own; 3.2 M images are what its author says the released weights saw
+    Measured:
+    """
+    return _release("skips", "skips")
+
+
+def release_residual() -> RunConfig:
+    """CIPS as released, CIPSres: as CIPSskip, with residual pairs and one toRGB, 256 px.
+
+    Command: graticule submit cips.release_residual --data DIR --cluster NAME --gpus 8
+    Data: FFHQ at 256 px, or a folder of landscapes
+    Cost: 3.2 M images, 8.5 EFLOP: 24 GPU-hours at a sustained 100 TFLOP/s
+    Published: no number of its own; the released landscapes weights are of this network
+    Measured:
+    """
+    return _release("residual", "residual")

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from pipeline.attempt import schedule_of
 from pipeline.chance import key
-from pipeline.plan import ExecConfig, RunConfig
+from pipeline.plan import ExecConfig, RunConfig, override_all
 from pipeline.recipes import recipes
 from pipeline.spec import Batch, UserError
 from pipeline.synthesis.sample import generate
@@ -37,9 +37,19 @@ from tests.training.zero_ranks import _image, alone
 ITERATIONS, RESUMED_AT = 3, 2
 
 
+MORE = {  # ways to train that are in no recipe
+    "cips, D with coordinates": ("cips.table1_ffhq", ["family.D.coords=true"]),
+    "cips, patches, D with coordinates": ("cips.table5_ffhq_64", ["family.D.coords=true"]),
+    "cips, without noise": ("cips.table3_main", ["family.G.noise=false"]),
+    "mspie, regularisers by themselves": ("mspie.table5_f", ["family.reg_step=separate"]),
+}
+CASES = [*recipes(), *MORE]
+
+
 def small(name: str) -> RunConfig:
-    """The recipe with what two ranks of one group need, and few weights; the first seed that visits two sizes."""
-    run = recipes()[name].make().tiny()
+    """The case with what two ranks of one group need, and few weights; the first seed that visits two sizes."""
+    recipe, sets = MORE.get(name, (name, []))
+    run, _ = override_all(recipes()[recipe].make().tiny(), ExecConfig(), sets)
     narrow = {"channel_max": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 1, "width": 8}
     if run.family.kind == "mspie":
         narrow |= {"num_upblocks": 2, "resolution_px": 16}
@@ -148,9 +158,9 @@ def different() -> dict[str, RunConfig]:
 
 
 def same_as() -> dict[str, str]:
-    """Recipe -> the first of those that are trained alike."""
+    """Case -> the first of those that are trained alike."""
     alike: dict[str, str] = {}
-    return {name: alike.setdefault(small(name).replace(recipe="any").to_json(), name) for name in recipes()}
+    return {name: alike.setdefault(small(name).replace(recipe="any").to_json(), name) for name in CASES}
 
 
 def main(out: Path) -> None:

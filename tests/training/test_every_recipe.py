@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipes import recipes
 from tests.runs import ENV
-from tests.training.recipe_ranks import same_as
+from tests.training.recipe_ranks import CASES, same_as, small
 
 RANKS = Path(__file__).with_name("recipe_ranks.py")
 
@@ -29,18 +28,18 @@ def seen(tmp_path_factory):
     return {name: {**other[first], **pair[first]} for name, first in same_as().items()}
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", CASES)
 def test_two_ranks_and_one_that_was_resumed_from_disk_end_in_the_same_bits(seen, name):
     assert seen[name]["two ranks"] == seen[name]["one rank, resumed"]
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", CASES)
 def test_it_changes_scale_if_it_has_several(seen, name):
-    several = len(recipes()[name].make().tiny().family.sizes()) > 1
+    several = len(small(name).family.sizes()) > 1
     assert (len(seen[name]["sizes"]) > 1) == several
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", CASES)
 def test_its_generator_draws_a_size_and_an_aspect_that_it_never_saw(seen, name):
     h, w = seen[name]["unseen"]
     assert h != w
