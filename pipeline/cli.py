@@ -97,8 +97,10 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
     for name, count in parameters(run.family).items():
         sizes = ", ".join(f"{macs / 1e9:.4g} G at {h}x{w}" for (h, w), macs in multiply_adds(run.family, name).items())
         print(f"# {name}: {count:,} parameters; multiply-adds an image: {sizes}")
-        kept = ", ".join(f"{b / 2**30:.3g} GiB at {h}x{w}" for (h, w), b in activations(run.family, name).items())
-        print(f"# {name}: kept for backward, an image in fp32: {kept}")
+        kept = {size: b for size, b in activations(run.family, name).items() if b}
+        if kept:  # what is counted of a generator of one image alone does not grow with the batch
+            sizes = ", ".join(f"{b / 2**30:.3g} GiB at {h}x{w}" for (h, w), b in kept.items())
+            print(f"# {name}: kept for backward, an image in fp32: {sizes}")
     flop = training_flop(run.family, run.total_kimg)
     print(f"# training: {flop / 1e12:.4g} TFLOP an image, {flop * run.total_kimg * 1e3 / 1e18:.4g} EFLOP in all")
 
