@@ -5,7 +5,7 @@ import pytest
 from pipeline.plan import ExecConfig
 from pipeline.run import Launch
 from pipeline.tracking.mirror import sync
-from tests.runs import MSPIE
+from tests.runs import CIPS, MSPIE
 from tests.synthesis.untrained import write_run
 from tests.tracking.records import only_run
 
@@ -22,9 +22,9 @@ def names(folder) -> list[str]:
     return sorted(f"pictures/{p.name}" for p in (folder / "pictures").iterdir())
 
 
-def tracked(folder):
+def tracked(folder, recipe=MSPIE):
     """This folder with a generator to look at, and a launch that is tracked."""
-    write_run(folder, MSPIE)
+    write_run(folder, recipe)
     (folder / "exec.json").write_text(Launch(exec=ExecConfig(), data=("data",)).to_json())
     return folder
 
@@ -46,6 +46,13 @@ def test_a_verb_sends_its_picture_and_sync_sends_those_that_are_not_there_yet(fo
     for path in (folder / "pictures").iterdir():
         assert (tmp_path / "pictures" / path.name).read_bytes() == path.read_bytes()
     assert got == str(tmp_path / "pictures")
+
+
+def test_analyses_send_their_plot_and_their_numbers(folder, graticule):
+    code, _, err = graticule("look", "codes", tracked(folder, CIPS))
+    assert (code, err) == (0, "")
+    assert sorted(name.rpartition(".")[2] for name in pictures(folder)) == ["json", "png"]
+    assert pictures(folder) == names(folder)
 
 
 def test_a_server_that_is_down_costs_a_line_and_never_the_picture(folder, graticule, tmp_path, monkeypatch):
