@@ -21,6 +21,7 @@ FEW_PIXELS = {  # for what needs neither sizes nor photographs
 }
 SETTINGS = ["total_kimg=0.24", "exec.status_kimg=0.05", "exec.sample_kimg=100", "exec.checkpoint_kimg=0.06"]
 SETTINGS += ["exec.track=false", "exec.workers=0"]
+HALF_A_BATCH = {MSPIE: "exec.batch_gpu=6", CIPS: "exec.batch_gpu=8"}  # in one forward: what each of two ranks has
 SIZE_PX = {MSPIE: 64, CIPS: 32}
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 GRATICULE = str(Path(sys.executable).with_name("graticule"))
@@ -40,10 +41,10 @@ class Runner:
     """One small recipe below one folder of runs."""
 
     def __init__(self, data: Path, runs: Path, recipe: str):
-        self.data, self.runs, self.recipe = data, runs, recipe
+        self.data, self.runs, self.recipe, self.settings = data, runs, recipe, SETTINGS
 
     def command(self, *sets: str, ranks: int = 1) -> list[str]:
-        options = [part for s in (*SMALL[self.recipe], *SETTINGS, *sets) for part in ("--set", s)]
+        options = [part for s in (*SMALL[self.recipe], *self.settings, *sets) for part in ("--set", s)]
         own = ["train", self.recipe, "--tiny", "--data", str(self.data), "--runs", str(self.runs), *options]
         if ranks == 1:
             return [GRATICULE, *own]
@@ -70,7 +71,7 @@ class Runner:
         from pipeline.run import plan_run
 
         run, exec_ = override_all(
-            find(self.recipe).make().tiny(), ExecConfig(), [*SMALL[self.recipe], *SETTINGS, *sets]
+            find(self.recipe).make().tiny(), ExecConfig(), [*SMALL[self.recipe], *self.settings, *sets]
         )
         return plan_run(run, exec_, self.data, self.runs, list(sets))
 

@@ -17,10 +17,7 @@ from typing import Any
 import torch
 
 if __name__ == "__main__":
-    from jaxtyping import install_import_hook
-
     warnings.simplefilter("error")
-    install_import_hook("pipeline", "beartype.beartype")
 
 from pipeline.attempt import schedule_of
 from pipeline.chance import key

@@ -24,7 +24,12 @@ from pipeline.training.checkpoint import all_checkpoints
 from tests.runs import CIPS, ENV, GRATICULE, MSPIE, assert_bitwise_equal, final_state
 
 BATCH = 16  # of the small CIPS run, whose D makes one loss an iteration and microbatch
-LOSSES = BATCH // 4
+LOSSES = BATCH // 8
+
+
+@pytest.fixture
+def runner(half_batch_runner):
+    return half_batch_runner
 
 
 def events(folder: Path, name: str) -> list[dict]:
@@ -251,7 +256,7 @@ def test_a_rank_that_hangs_ends_the_run_with_its_name(runner, tmp_path):
     """One of two real ranks sleeps in D's phase (a fake hang)."""
     run, script = runner(CIPS), tmp_path / "hang.py"
     script.write_text(HANG)
-    command = run.command("exec.hang_sec=4", ranks=2)
+    command = run.command("exec.hang_sec=10", ranks=2)
     command[command.index(GRATICULE)] = str(script)
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=150)
     assert done.returncode != 0

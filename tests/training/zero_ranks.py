@@ -19,10 +19,7 @@ import torch
 from torch import nn
 
 if __name__ == "__main__":
-    from jaxtyping import install_import_hook
-
     warnings.simplefilter("error")  # DeepSpeed's reach no user, either
-    install_import_hook("pipeline", "beartype.beartype")
 
 from pipeline.attempt import schedule_of
 from pipeline.chance import key
