@@ -256,7 +256,7 @@ def test_a_rank_that_hangs_ends_the_run_with_its_name(runner, tmp_path):
     """One of two real ranks sleeps in D's phase (a fake hang)."""
     run, script = runner(CIPS), tmp_path / "hang.py"
     script.write_text(HANG)
-    command = run.command("exec.hang_sec=10", ranks=2)
+    command = run.command("exec.hang_sec=10", "exec.batch_gpu=4", ranks=2)
     command[command.index(GRATICULE)] = str(script)
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=150)
     assert done.returncode != 0
