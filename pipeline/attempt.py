@@ -6,7 +6,6 @@ is defined elsewhere.
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -55,7 +54,7 @@ def attempt(
         if exec_.hang_sec:
             watchdog.start()
         engine.progress.at("waiting for an earlier attempt to end")
-        engine.on_main(lambda: alone.enter_context(_alone(folder, exec_.hang_sec)))
+        engine.on_main(lambda: _hold(alone, folder, exec_.hang_sec))
         return _Attempt(folder, run, exec_, sets, engine, should_stop).go()
     except BaseException as e:
         failed = e
@@ -66,13 +65,18 @@ def attempt(
         engine.close(failed=failed is not None)
 
 
-def _alone(folder: Path, hang_sec: int) -> AbstractContextManager[None]:
-    """No other attempt writes into this run meanwhile: ranks outlive a launcher that was killed."""
+def _hold(alone: contextlib.ExitStack, folder: Path, hang_sec: int) -> None:
+    """No other attempt writes into this run meanwhile: ranks outlive a launcher that was killed.
+
+    A disk that is full or read-only refuses the lock, but, as everywhere, does not stop training.
+    """
     busy = (
         f"run={str(folder)!r}: {{holder}} is training it; wait until that has ended, or end it (ranks outlive a "
         "launcher that was killed), and start again"
     )
-    return locked(folder / LOCK, busy, wait_sec=min(RELEASE_SEC, hang_sec / 2) if hang_sec else RELEASE_SEC)
+    wait_sec = min(RELEASE_SEC, hang_sec / 2) if hang_sec else RELEASE_SEC
+    with contextlib.suppress(OSError):
+        alone.enter_context(locked(folder / LOCK, busy, wait_sec=wait_sec))
 
 
 def schedule_of(run: RunConfig, exec_: ExecConfig, rank: int) -> Schedule:

@@ -221,6 +221,13 @@ def test_while_one_attempt_writes_another_waits_and_then_refuses_with_the_holder
     assert not (folder / ".attempt").exists()
 
 
+def test_a_disk_that_refuses_the_lock_does_not_stop_training(runner):
+    small = runner(CIPS)
+    folder = small.plan("total_kimg=0.016")
+    (folder / ".attempt").mkdir()  # where the lock's file would be made
+    assert train_folder(folder, should_stop=lambda: False) == "done"
+
+
 def test_a_run_that_no_job_started_has_its_code_beside_it_if_there_is_room(runner, monkeypatch, capfd):
     from pipeline import provenance
 
