@@ -5,14 +5,15 @@ is defined elsewhere.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline import runlog
 from pipeline.chance import key
@@ -28,6 +29,7 @@ from pipeline.training.engine import Engine
 from pipeline.training.health import Health, report
 from pipeline.training.loop import Outcome, Outlets, Schedule, Training, train
 from pipeline.training.saver import Saver
+from pipeline.training.validation import Validation
 from pipeline.training.watchdog import Watchdog
 
 LOCK, RELEASE_SEC = ".attempt", 120.0  # a network file system may hold the lock of a dead node for its lease
@@ -35,9 +37,17 @@ ROLLBACKS = 3  # of one run; values that are not finite after so many have a cau
 
 
 def attempt(
-    folder: Path, run: RunConfig, exec_: ExecConfig, sets: Sequence[str], should_stop: Callable[[], bool]
+    folder: Path,
+    run: RunConfig,
+    exec_: ExecConfig,
+    sets: Sequence[str],
+    should_stop: Callable[[], bool],
+    validation: Sequence[str] = (),
 ) -> Outcome:
-    """Train the run in `folder` on these sets. "stopped": all ranks saved, as one of them was asked to stop."""
+    """Train the run in `folder` on these sets. "stopped": all ranks saved, as one of them was asked to stop.
+
+    `validation`: prepared folders that are measured and not trained on.
+    """
     # torch's own time-out names nobody, so the watchdog must be the first to give up
     engine = Engine(run.precision, exec_.world(), timeout_sec=exec_.hang_sec and max(1800, 2 * exec_.hang_sec))
     watchdog = Watchdog(
@@ -55,7 +65,7 @@ def attempt(
             watchdog.start()
         engine.progress.at("waiting for an earlier attempt to end")
         engine.on_main(lambda: _hold(alone, folder, exec_.hang_sec))
-        return _Attempt(folder, run, exec_, sets, engine, should_stop).go()
+        return _Attempt(folder, run, exec_, sets, engine, should_stop, validation).go()
     except BaseException as e:
         failed = e
         raise
@@ -87,6 +97,7 @@ def schedule_of(run: RunConfig, exec_: ExecConfig, rank: int) -> Schedule:
         total_kimg=run.total_kimg,
         status_kimg=exec_.status_kimg,
         sample_kimg=exec_.sample_kimg,
+        validate_kimg=exec_.validate_kimg,
         checkpoint_kimg=exec_.checkpoint_kimg,
         milestone_kimg=exec_.milestone_kimg,
         slices=exec_.slices(run, rank),
@@ -104,6 +115,7 @@ class _Attempt:
     sets: Sequence[str]
     engine: Engine
     should_stop: Callable[[], bool]
+    validation: Sequence[str]
 
     def go(self) -> Outcome:
         run, exec_, engine = self.run, self.exec_, self.engine
@@ -123,6 +135,9 @@ class _Attempt:
         self.saver = Saver(self._root, exec_.keep, self.log.event) if engine.is_main else None
         engine.progress.at("starting the records")
         self.log.start(self.training.nimg)
+        for name, one in self._held_out.items():
+            m = engine.on_main(lambda one=one: manifest_of(str(one), full=False))
+            self.log.event("validation", self.training.nimg, set=name, dataset_id=m.dataset_id, images=m.count)
         outcome: Outcome | None = None
         try:
             outcome = self._until_it_ends()
@@ -175,10 +190,24 @@ class _Attempt:
                 should_stop=self.should_stop,
                 health=health,
                 saver=self.saver,
-                outlets=Outlets(self.log.metrics, self.log.sample),
+                outlets=Outlets(self.log.metrics, self.log.sample, self._validate()),
             )
         finally:
             stream.close()  # ends its threads
+
+    @cached_property
+    def _held_out(self) -> dict[str, Path]:
+        """Held-out sets by name: the part that they are (`prep --split`) where that tells them apart, or the folder."""
+        splits = [manifest_of(one, full=False).split for one in self.validation]
+        folders = [Path(one).name for one in self.validation]
+        names = splits if all(splits) and len(set(splits)) == len(splits) else folders
+        return dict(zip(names, map(Path, self.validation), strict=True))
+
+    def _validate(self) -> Callable[[Mapping[str, nn.Module]], dict[str, float]] | None:
+        family, micro = self.training.family, self.exec_.microbatch(self.run)
+        if not self._held_out or family.validate is None:
+            return None
+        return Validation(family, self._held_out, self.engine, self.run.seed, micro, self.exec_.workers)
 
     def _batches(self) -> Generator[Batch, None, None]:
         """This rank's microbatches from here on; opened anew where the images of an iteration change in number."""

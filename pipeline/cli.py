@@ -37,6 +37,10 @@ Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what tw
 Data = Annotated[
     list[str], typer.Option(metavar="DIR|URL", help="Prepared data set (see graticule prep). Several are mixed.")
 ]
+Validation = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Prepared set to measure on, not to train on; for families that do."),
+]
 
 
 def main() -> None:
@@ -106,7 +110,14 @@ def show(recipe: str, set_: Sets = None, tiny: Tiny = False) -> None:
 
 
 @app.command()
-def train(recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: Runs = RUNS) -> None:
+def train(
+    recipe: str,
+    data: Data,
+    validation: Validation = None,
+    set_: Sets = None,
+    tiny: Tiny = False,
+    runs: Runs = RUNS,
+) -> None:
     """Train here: one process, or one rank under torchrun, accelerate launch or srun."""
     from jobs.preempt import install, requeue
     from jobs.world import join
@@ -124,7 +135,7 @@ def train(recipe: str, data: Data, set_: Sets = None, tiny: Tiny = False, runs: 
 
     check_launcher(run.precision)
     check_free(folder_of(run, exec_, data, runs))
-    folder = plan_run(run, exec_, data, runs, set_ or [], full=world.rank == 0)
+    folder = plan_run(run, exec_, data, runs, set_ or [], full=world.rank == 0, validation=validation)
     if train_folder(folder, should_stop=flag) == "stopped":
         requeue(flag, world.rank)
 
@@ -138,6 +149,7 @@ def submit(
     gpus: Annotated[int | None, typer.Option(min=1, help="Ranks on each node, one a GPU; 1 if not given.")] = None,
     seeds: Annotated[str | None, typer.Option(help="One run for each, as one array: for example 0-2 or 1,5.")] = None,
     parallel: Annotated[int | None, typer.Option(min=1, help="How many of them at a time; all if not given.")] = None,
+    validation: Validation = None,
     set_: Sets = None,
     tiny: Tiny = False,
     runs: Runs = RUNS,
@@ -165,7 +177,7 @@ def submit(
     for folder in folders:
         check_free(folder)
     for i, o in enumerate(overrides):
-        plan_run(*planned[i], data, runs, o, full=i == 0)
+        plan_run(*planned[i], data, runs, o, full=i == 0, validation=validation)
     jobs = submit_array(folders, place, **shape)
     for job, folder in zip(jobs, folders, strict=True):
         print(f"submitted job {job.job_id} on {place.name}: {folder}")

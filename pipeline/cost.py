@@ -37,7 +37,7 @@ def parameters(family: FamilyConfig) -> dict[str, int]:
 
 def _forward(net: nn.Module, name: str, n: int, size: tuple[int, int]) -> torch.Tensor:
     """Of n images; on the meta device."""
-    if name == "G":
+    if type(net).forward is nn.Module.forward:  # a generator, which is called by its parts
         w = net.mapping(torch.zeros(n, net.z_dim))  # type: ignore[operator, arg-type]
         return net.synthesis(broadcast_w(w, net.num_ws), size, None)  # type: ignore[operator, arg-type]
     return net(torch.zeros(n, getattr(net, "img_channels", 3), *size))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from pipeline.chance import Chance
@@ -37,6 +37,7 @@ class Step:
     chance: Chance
     due: frozenset[str]  # lazy terms to include now
     feedback: Mapping[str, float]  # state that training feeds back, such as the mean path length
+    c: Int64[Tensor, " n"]  # class of each real image, -1 where the set has none
 
 
 Nets = Mapping[str, Any]  # name -> network; Any, as torch's attributes have no types
@@ -120,6 +121,7 @@ class Family:
     feedback: Mapping[str, float] = field(default_factory=dict)  # initial values
     stages: Stages | None = None
     present: Present | None = None  # in place of `resize`, where an image's number matters: random crops
+    validate: LossFn | None = None  # per-sample values of held-out images; `nets` are those in training, G being G_ema
 
 
 class FamilyConfig(Config, ABC):
@@ -128,6 +130,8 @@ class FamilyConfig(Config, ABC):
     kind: str
     group_field: ClassVar[str] = "family.D.mbstd_group"  # what a user sets `group` by
     recomputes: ClassVar[bool] = False  # may G's blocks be computed again for the backward pass (exec.recompute)?
+    classes_field: ClassVar[str] = "family.G.num_classes"  # what a user sets `num_classes` by
+    validates: ClassVar[bool] = False  # does it measure anything on held-out images (--validation)?
 
     @property
     @abstractmethod
@@ -153,6 +157,10 @@ class FamilyConfig(Config, ABC):
     def stored_px(self) -> int:
         """The side that stored images must have at least."""
         return max(max(size) for size in self.sizes())
+
+    def num_classes(self) -> int:
+        """Classes that the data set must have; 0: labels are not looked at."""
+        return 0
 
     def part(self, size: tuple[int, int]) -> tuple[int, int]:
         """Of an image of this trained size, the (height, width) that G makes and D sees at a time."""

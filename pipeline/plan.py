@@ -95,6 +95,7 @@ class ExecConfig(Config):
     workers: int = Field(default=2, ge=0)  # threads of a rank that read and decode; 0: the training thread does
     status_kimg: float = Field(default=4, gt=0)  # a line of metrics
     sample_kimg: float = Field(default=200, gt=0)  # a grid of fixed latents at every trained size
+    validate_kimg: float = Field(default=100, gt=0)  # measures on the set of --validation, where there is one
     checkpoint_kimg: float = Field(default=100, gt=0)
     keep: int = Field(default=2, ge=2)  # newest checkpoints to keep
     milestone_kimg: float | None = Field(default=None, gt=0)  # checkpoints at its multiples are kept for good
@@ -221,6 +222,7 @@ def check_data(run: RunConfig, exec_: ExecConfig, sets: Sequence[str], manifests
                 f"data={one!r} holds {manifest.size_px} px images, the recipe wants data.size_px={run.data.size_px}; "
                 f"prepare it with --size {run.data.size_px}, or --set data.size_px={manifest.size_px}"
             )
+        check_classes(run, one, manifest)
     check_copy(sets[0], manifests[0], exec_.reader)
     begun = run.data.dataset_id.split("+") if run.data.dataset_id else []
     if begun and len(begun) != len(sets):
@@ -233,6 +235,30 @@ def check_data(run: RunConfig, exec_: ExecConfig, sets: Sequence[str], manifests
                 f"data={one!r} is data set {identity_of(one, manifest)}, this run was made with {known}; "
                 "point --data at that set, or start another run"
             )
+
+
+def check_classes(run: RunConfig, one: str, manifest: Manifest) -> None:
+    """Refuse a set without the classes that the family is made for."""
+    wanted, there = run.family.num_classes(), len(manifest.classes)
+    if wanted and wanted != there:
+        raise UserError(
+            f"data={one!r} has {there} classes, the recipe is for {wanted}; prepare a set with labels, or set the "
+            f"number that it has: --set {run.family.classes_field}={max(1, there)}"
+        )
+
+
+def check_validation(run: RunConfig, one: str, manifest: Manifest) -> None:
+    """Refuse a held-out set that this run cannot be measured on, or is trained on."""
+    if not run.family.validates:
+        raise UserError(f"validation={one!r}: family.kind={run.family.kind!r} measures nothing on it; leave it out")
+    if manifest.size_px != run.data.size_px or not manifest.count:
+        raise UserError(
+            f"validation={one!r} holds {manifest.count} images of {manifest.size_px} px, the run trains on "
+            f"data.size_px={run.data.size_px}; prepare it with --size {run.data.size_px}"
+        )
+    if manifest.dataset_id in run.data.dataset_id.split("+"):
+        raise UserError(f"validation={one!r} is the set that the run is trained on; give another")
+    check_classes(run, one, manifest)
 
 
 def dataset_id(sets: Sequence[str], manifests: Sequence[Manifest]) -> str:

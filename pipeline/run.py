@@ -13,7 +13,7 @@ from pydantic import field_validator
 from pipeline.attempt import attempt
 from pipeline.config import Config, write_atomic
 from pipeline.data.feed import check_sets, is_url, manifest_of
-from pipeline.plan import ExecConfig, RunConfig, check, check_data, dataset_id, run_name
+from pipeline.plan import ExecConfig, RunConfig, check, check_data, check_validation, dataset_id, run_name
 from pipeline.spec import UserError
 from pipeline.training import checkpoint
 from pipeline.training.loop import Outcome
@@ -24,6 +24,7 @@ class Launch(Config):
 
     exec: ExecConfig
     data: tuple[str, ...]  # folders or URLs
+    validation: tuple[str, ...] = ()  # folders that are measured, not trained on
 
     @field_validator("data", mode="before")
     @classmethod
@@ -59,15 +60,28 @@ def folder_of(run: RunConfig, exec_: ExecConfig, data: Data, runs: Path) -> Path
 
 
 def plan_run(
-    run: RunConfig, exec_: ExecConfig, data: Data, runs: Path, overrides: list[str], *, full: bool = True
+    run: RunConfig,
+    exec_: ExecConfig,
+    data: Data,
+    runs: Path,
+    overrides: list[str],
+    *,
+    full: bool = True,
+    validation: Sequence[Path] = (),
 ) -> Path:
     """Make, or find, the run's folder. Raises UserError in one line; nothing is written in that case.
 
-    Of the ranks of a job that all call it, one with full=True is enough.
+    Of the ranks of a job that all call it, one with full=True is enough. `validation`: prepared folders of held-out
+    images; they do not name the run, as they change no result.
     """
     run = resolve(run, exec_, data, full=full)
+    held_out = tuple(str(one.absolute()) for one in validation)
+    if len({Path(one).name for one in held_out}) < len(held_out):
+        raise UserError(f"validation={list(held_out)}: folders of one name; rename one")
+    for one in held_out:
+        check_validation(run, one, manifest_of(one, full=full))
     folder = runs.absolute() / run_name(run)
-    launch = Launch(exec=exec_, data=sets_of(data))
+    launch = Launch(exec=exec_, data=sets_of(data), validation=held_out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.json").exists():
@@ -110,4 +124,4 @@ def train_folder(folder: Path, *, should_stop: Callable[[], bool]) -> Outcome:
     run = read_run(folder)
     launch = Launch.from_json((folder / "exec.json").read_text(), where=str(folder / "exec.json"))
     check(run, launch.exec)
-    return attempt(folder, run, launch.exec, launch.data, should_stop)
+    return attempt(folder, run, launch.exec, launch.data, should_stop, launch.validation)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import WorkError
+from pipeline.phases import Generator
 from pipeline.plan import ExecConfig, RunConfig
 from pipeline.provenance import environment, job_id, keep_code, record_attempt
 from pipeline.synthesis.sample import Stopped, generate, grid, save_png
@@ -80,8 +81,11 @@ class RunLog:
     def sample(self, nimg: int, G_ema: nn.Module, sizes: tuple[tuple[int, int], ...], *, anew: bool) -> None:
         """A grid of fixed latents at each of these sizes; with anew=False only those that are not there.
 
-        A signal ends it between two forwards: what is missing is made when the run goes on.
+        A network that answers to images has none. A signal ends it between two forwards: what is missing is made when
+        the run goes on.
         """
+        if not isinstance(G_ema, Generator):
+            return
         for h, w in sizes:
             path = self.folder / "samples" / f"{nimg:012d}-{h}x{w}.png"
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.chance import rng
 from pipeline.config import added
 from pipeline.families.logistic import LogisticConfig, g_adversarial, resize_reals
+from pipeline.layers.coords import shifted_by
 from pipeline.models.mspie import HEAD_PX, MSPIEGeneratorConfig
 from pipeline.models.stylegan2 import DiscriminatorConfig, broadcast_w, mix_styles
 from pipeline.objectives.penalties import path_lengths
@@ -134,7 +135,8 @@ class MSPIEConfig(LogisticConfig):
         picked = [i for i in range(n) if i % self.group < self._taking_part()]
         chance = step.chance.of(picked)
         ws = broadcast_w(G.mapping(chance.normal("pl_z", G.z_dim)), G.num_ws).contiguous()
-        img = G.synthesis(ws, step.size, chance.seeds("pl_noise"))
+        with shifted_by([G], chance, "pl_shift"):  # pyright: ignore[reportArgumentType]
+            img = G.synthesis(ws, step.size, chance.seeds("pl_noise"))
         lengths = path_lengths(img, ws, chance.maps("pl_y", tuple(img.shape[1:])))
         share = n / len(picked)
         index = torch.tensor(picked, device=lengths.device)

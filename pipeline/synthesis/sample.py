@@ -33,7 +33,10 @@ class Stopped(Exception):  # noqa: N818  # no error
 
 def load_generator(config_json: Path, weights: Path, device: str = "cpu") -> nn.Module:
     """Rebuild G_ema, in evaluation mode, from a run's config.json and a safetensors file."""
-    config = json.loads(Path(config_json).read_text())["family"]["G"]
+    family = json.loads(Path(config_json).read_text())["family"]
+    config = family["G"]
+    if config["kind"] not in GENERATORS:
+        raise UserError(f"family.kind={family['kind']!r} makes no images from latents: there is nothing to sample")
     net = GENERATORS[config["kind"]].model_validate(config).build()
     net.load_state_dict(load_file(weights))
     return net.to(device).eval().requires_grad_(False)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -44,6 +45,7 @@ class Schedule:
     fingerprint: str
     zero: Mapping[str, int] = field(default_factory=dict)  # network -> DeepSpeed ZeRO stage; replicated if absent
     ds_config: Mapping[str, Any] | None = None  # the user's further words to DeepSpeed
+    validate_kimg: float = inf
 
     def slices_of(self, factor: int) -> tuple[range, ...]:
         """This rank's microbatches of an iteration of `factor` batch sizes."""
@@ -57,6 +59,7 @@ class Outlets:
 
     metrics: Callable[[int, Mapping[str, float], int], None]  # (nimg, values, rollbacks)
     sample: Callable[..., None]  # (nimg, G_ema, sizes, anew=); anew=False: if it is not there yet
+    validate: Callable[[Mapping[str, nn.Module]], dict[str, float]] | None = None  # of held-out images; on all ranks
 
 
 class Training:
@@ -172,15 +175,19 @@ def train(
         if health.exceeded:
             return "diverged"
         fresh = t.nimg != start
-        if fresh and (done or crossed(t.nimg, batch_size, schedule.status_kimg)):
+        validate = outlets.validate if done or crossed(t.nimg, batch_size, schedule.validate_kimg) else None
+        if fresh and (done or validate or crossed(t.nimg, batch_size, schedule.status_kimg)):
             values = t.stats.take(engine)
             now = time.monotonic()
             t.train_sec += now - tick_time
             images = t.nimg - tick_nimg
+            if validate:
+                at("validation", t.nimg)
+                values |= validate({**t.nets, "G": t.G_ema})
             if engine.is_main:
                 timing = _timing(t, images, now - tick_time, waited_sec, stalled_sec, engine.device)
                 outlets.metrics(t.nimg, {**values, **timing, **_feedback(t.feedback)}, t.rollbacks)
-            tick_nimg, tick_time, waited_sec, stalled_sec = t.nimg, now, 0.0, 0.0
+            tick_nimg, tick_time, waited_sec, stalled_sec = t.nimg, time.monotonic(), 0.0, 0.0
         if not stop and (t.nimg == 0 or done or crossed(t.nimg, batch_size, schedule.sample_kimg)):
             if engine.is_main:
                 at("samples", t.nimg)

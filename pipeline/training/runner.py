@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.chance import Chance
+from pipeline.layers.coords import shifted_by
 from pipeline.phases import Family, Knobs, Phase, Step
 from pipeline.spec import Batch
 from pipeline.training.engine import Engine, Update
@@ -24,12 +25,14 @@ class Microbatch:
 
     ids: tuple[int, ...]  # global image numbers
     real: Tensor
+    c: Tensor
 
 
 def to_device(family: Family, batch: Batch, ids: Sequence[int], size: tuple[int, int], device: torch.device):
     """Move one microbatch over and bring it to this iteration's size."""
     img = batch.img.to(device, non_blocking=True)
-    return Microbatch(tuple(ids), family.present(img, ids, size) if family.present else family.resize(img, size))
+    real = family.present(img, ids, size) if family.present else family.resize(img, size)
+    return Microbatch(tuple(ids), real, batch.label.to(device, non_blocking=True))
 
 
 def run_phase(
@@ -61,8 +64,9 @@ def run_phase(
             chance=Chance(seed, phase.name, nimg, micro.ids, engine.device),
             due=due,
             feedback=feedback,
+            c=micro.c,
         )
-        with engine.autocast():
+        with shifted_by(nets.values(), step.chance), engine.autocast():
             terms = phase.loss(nets, step)
         weighted = [terms[t] * phase.lazy.get(t, 1) for t in phase.terms if t in terms]
         loss = torch.stack(weighted).sum() / batch_size

@@ -43,7 +43,14 @@ def chance(*ids: int, nimg: int = 0, scope: str = "D", seed: int = 0) -> Chance:
 
 def make_step(ids=range(8), size=(32, 32), due=frozenset(), scope="D", real=None, nimg=0) -> Step:
     noise = torch.rand(64, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return Step(noise[list(ids)] if real is None else real, size, chance(*ids, scope=scope, nimg=nimg), due, {})
+    return Step(
+        noise[list(ids)] if real is None else real,
+        size,
+        chance(*ids, scope=scope, nimg=nimg),
+        due,
+        {},
+        torch.zeros(len(ids), dtype=torch.int64),
+    )
 
 
 class Places(CIPSGenerator):

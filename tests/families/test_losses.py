@@ -23,7 +23,9 @@ def tiny(recipe: str, **changes):
 def make_step(n=6, size=(32, 32), due=(), scope="D", nimg=0, ids=None, feedback=None):
     real = torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     chance = Chance(0, scope, nimg, tuple(ids or range(n)), torch.device("cpu"))
-    return Step(real, size, chance, frozenset(due), feedback or {"pl_mean": 0.0})
+    return Step(
+        real, size, chance, frozenset(due), feedback or {"pl_mean": 0.0}, torch.zeros(len(real), dtype=torch.int64)
+    )
 
 
 def test_both_generators_satisfy_the_protocol():

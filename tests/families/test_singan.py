@@ -170,7 +170,9 @@ def step_at(life: Life, stage: int, n: int = 2, phase: str = "D2", feedback: flo
     real = life.real(stage).expand(n, -1, -1, -1)
     chance = Chance(0, phase, 0, tuple(range(n)), torch.device("cpu"))
     known = {f"rec_mse_{k}": feedback for k in (1, 2)}
-    return life.training.nets, Step(real, CFG.sizes()[stage], chance, frozenset(), known)
+    return life.training.nets, Step(
+        real, CFG.sizes()[stage], chance, frozenset(), known, torch.zeros(len(real), dtype=torch.int64)
+    )
 
 
 @pytest.mark.parametrize("stage", [0, 2])

@@ -30,7 +30,14 @@ FAMILIES = {"pggan": PGGANConfig(), "dcgan": DCGANConfig()}
 
 def make_step(n=4, side=16, ids=None, nimg=0) -> Step:
     real = torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return Step(real, (side, side), Chance(0, "D", nimg, tuple(ids or range(n)), real.device), frozenset(), {})
+    return Step(
+        real,
+        (side, side),
+        Chance(0, "D", nimg, tuple(ids or range(n)), real.device),
+        frozenset(),
+        {},
+        torch.zeros(n, dtype=torch.int64),
+    )
 
 
 def small(kind: str, **changes) -> PGGANConfig | DCGANConfig:
@@ -173,7 +180,7 @@ def test_the_stated_training_cost_is_what_an_iteration_spends(kind, gp_weight):
     training = Training(family, engine, schedule_of(run, ExecConfig(), 0))
     training.nimg = 10**8
     training.begin(engine, schedule_of(run, ExecConfig(), 0))
-    micro = Microbatch(tuple(range(8)), torch.randn(8, 3, 16, 16))
+    micro = Microbatch(tuple(range(8)), torch.randn(8, 3, 16, 16), torch.zeros(8, dtype=torch.int64))
     with Count() as count:
         for phase in family.phases:
             run_phase(

@@ -44,7 +44,14 @@ def term(family, net: str, name: str, precision: str, real=None) -> tuple[torch.
     n = 3
     phase = next(p for p in family.phases if p.net == net)
     real = torch.zeros(n, 3, *SIZE) if real is None else real
-    step = Step(real, SIZE, Chance(0, net, 0, tuple(range(n)), real.device), frozenset([name]), {"pl_mean": 0.0})
+    step = Step(
+        real,
+        SIZE,
+        Chance(0, net, 0, tuple(range(n)), real.device),
+        frozenset([name]),
+        {"pl_mean": 0.0},
+        torch.zeros(n, dtype=torch.int64),
+    )
     with autocast(precision):
         value = phase.loss(family.nets, step)[name]
     params = [p for key, p in family.nets[net].named_parameters() if "mapping" not in key]
@@ -88,7 +95,14 @@ def test_wgan_gp_keeps_reduced_precision_within_rounding_however_flat_d_is(engin
     toy = of_toy(engine, 1).build()
     with torch.no_grad():
         toy.nets["D"].get_submodule("fc").get_parameter("weight").mul_(slope)
-    step = Step(torch.rand(16, 3, 8, 8), (8, 8), Chance(0, "D", 0, tuple(range(16)), engine.device), frozenset(), {})
+    step = Step(
+        torch.rand(16, 3, 8, 8),
+        (8, 8),
+        Chance(0, "D", 0, tuple(range(16)), engine.device),
+        frozenset(),
+        {},
+        torch.zeros(16, dtype=torch.int64),
+    )
     (exact, grad), *reduced = (gp_of(toy, step, precision) for precision in ("fp32", "bf16", "fp16"))
     for value, value_grad in reduced:
         assert 0 < off(value, exact) < 0.01
