@@ -38,8 +38,8 @@ Data = Annotated[
     list[str], typer.Option(metavar="DIR|URL", help="Prepared data set (see graticule prep). Several are mixed.")
 ]
 Validation = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Prepared set to measure on, not to train on; for families that do."),
+    list[Path] | None,
+    typer.Option(metavar="DIR", help="Prepared set to measure on, not to train on. Several allowed."),
 ]
 
 
@@ -135,7 +135,7 @@ def train(
 
     check_launcher(run.precision)
     check_free(folder_of(run, exec_, data, runs))
-    folder = plan_run(run, exec_, data, runs, set_ or [], full=world.rank == 0, validation=validation)
+    folder = plan_run(run, exec_, data, runs, set_ or [], full=world.rank == 0, validation=validation or ())
     if train_folder(folder, should_stop=flag) == "stopped":
         requeue(flag, world.rank)
 
@@ -177,7 +177,7 @@ def submit(
     for folder in folders:
         check_free(folder)
     for i, o in enumerate(overrides):
-        plan_run(*planned[i], data, runs, o, full=i == 0, validation=validation)
+        plan_run(*planned[i], data, runs, o, full=i == 0, validation=validation or ())
     jobs = submit_array(folders, place, **shape)
     for job, folder in zip(jobs, folders, strict=True):
         print(f"submitted job {job.job_id} on {place.name}: {folder}")
