@@ -45,8 +45,18 @@ def runner(photos, tmp_path):
 
 
 @pytest.fixture
-def half_batch_runner(runner):
-    """The same with half a batch in one forward, which is faster; for one rank or two."""
+def unchecked() -> Iterator[None]:
+    """No shape checks, a third of the time of a small training; for tests of what other tests have trained with them."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def half_batch_runner(runner, unchecked):
+    """The same with half a batch in one forward and without shape checks, which is faster; for one rank or two."""
     from tests.runs import HALF_A_BATCH, SETTINGS
 
     def get(recipe: str):

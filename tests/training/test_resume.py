@@ -49,9 +49,9 @@ def curve(folder) -> dict[int, dict[str, float]]:
 
 @pytest.mark.parametrize("recipe", [MSPIE, CIPS])
 def test_resume_after_sigkill_is_bitwise_equal_and_so_is_the_curve(runner, recipe):
-    undisturbed, killed = runner(recipe).train(), runner(recipe)
+    undisturbed, killed = runner(recipe).train_here(), runner(recipe)
     nimg_at_kill = kill_at_random(killed)
-    folder = killed.train()
+    folder = killed.train_here()
     assert_bitwise_equal(final_state(undisturbed), final_state(folder))
     starts = [e for e in jsonl.read(folder / "events.jsonl") if e["event"] in ("start", "resume")]
     assert [e["nimg"] for e in starts] == [0, nimg_at_kill]
