@@ -23,6 +23,8 @@ from pipeline.training.health import Health
 from pipeline.training.loop import Outlets, Training, train
 from tests.runs import CIPS, MSPIE, SMALL, assert_bitwise_equal, final_state
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 SHARED = {
     "family.lr": 0.01,
     "family.beta2": 0.9,
