@@ -46,7 +46,7 @@ def runner(photos, tmp_path):
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """No shape checks, a third of the time of a small training; for tests of what other tests have trained with them."""
+    """No shape checks, a third of the time of a small training; for what other tests have trained with them."""
     from jaxtyping import config
 
     config.update("jaxtyping_disable", True)
