@@ -41,7 +41,7 @@ class WithCoordinates(_ConvNd):
 
     def see(self, spec: CoordSpec) -> None:
         """Give the convolution these channels, with filters of zero, whatever it is made of so far."""
-        self.coords = CoordChannels(spec, len(self.kernel_size))
+        self.coords = CoordChannels(spec, len(self.kernel_size)).train(self.training)
         k, out = self.coords.count, self.out_channels
         if not k:
             self.register_parameter("coord_weight", None)
