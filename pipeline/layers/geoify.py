@@ -130,16 +130,17 @@ def shift_effect(module: nn.Module, x: Tensor, shifts: int = 4) -> float:
     0: they have no effect. A copy is measured, and there filters of channels that are all zero, as geoify leaves them,
     are drawn as those of a new layer. Other randomness, such as dropout, is held.
     """
-    net = deepcopy(module).train()
-    for m in net.modules():
-        if isinstance(m, WithCoordinates) and m.coord_weight is not None and not m.coord_weight.any():
-            m.reset_coord_weight()
+    net, ys = deepcopy(module).train(), []
     if not any(c.spec.shifts for c in coord_layers(net)):
         return 0.0
-    ys = []
-    for draw in range(shifts):
-        seeds = [key("shift effect", draw, i) for i in range(len(x))]
-        with torch.random.fork_rng([x.device] if x.is_cuda else []), shifted([net], seeds, key("shift effect", draw)):
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        for m in net.modules():
+            if isinstance(m, WithCoordinates) and m.coord_weight is not None and not m.coord_weight.any():
+                m.reset_coord_weight()
+        for draw in range(shifts):
+            seeds = [key("shift effect", draw, i) for i in range(len(x))]
             torch.manual_seed(0)
-            ys.append(net(x).double())
+            with shifted([net], seeds, key("shift effect", draw)):
+                ys.append(net(x).double())
     return max(((y - ys[0]).norm() / ys[0].norm()).nan_to_num(0.0).item() for y in ys[1:])
