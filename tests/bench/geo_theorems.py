@@ -7,6 +7,7 @@ filters of a layer, and its bias, to the output over an empty input, in float64;
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ NORMS = {
 }
 
 
-def trap(norm: str, draw: str, padding: str) -> float:
+def trap(norm: str, draw: Literal["sample", "batch"], padding: Literal["none", "zero"]) -> float:
     """What is left of the shift behind a convolution and a norm: |y' - y| / |y|."""
     torch.manual_seed(0)
     spec, zeros = CoordSpec(mode="geo", draw=draw), padding == "zero"
