@@ -7,6 +7,7 @@ shifts, geoify.py for converting a model; this file knows neither models nor tra
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from math import prod
 from typing import Any, ClassVar, cast
 
@@ -77,7 +78,8 @@ class WithCoordinates(_ConvNd):
         if self.coord_weight is None:
             return y
         dims, one = self.coords.dims, input.dim() == len(self.kernel_size) + 1
-        with torch.autocast(input.device.type, enabled=False):
+        kind = input.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             more = self._of_channels(1 if one else len(input), input.shape[-dims:], y.shape[-dims:])
         return y + (more[0] if one else more).to(y.dtype)
 

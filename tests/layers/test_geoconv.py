@@ -181,6 +181,12 @@ def test_coordinates_are_rounded_once_under_autocast_and_the_output_keeps_its_ty
     torch.testing.assert_close(y[0, 0, 0].double(), 1.001 * torch.arange(1001.0).double(), rtol=2**-8, atol=0)
 
 
+def test_layers_have_shapes_without_memory():
+    """As costs are counted."""
+    with torch.device("meta"):
+        assert GeoConvTranspose2d(3, 4, 4, stride=2, padding=1)(torch.zeros(2, 3, 5, 6)).shape == (2, 4, 10, 12)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("transposed", ["", "Transpose"])
 def test_parameters_per_layer(n, transposed):
