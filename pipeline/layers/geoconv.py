@@ -91,7 +91,7 @@ class WithCoordinates(_ConvNd):
         margins = self._margins(out_shape, shape) if self.coords.spec.padding == "ramp" else []
         g = self.coords.ramp(shape, device, margins, weight.dtype)[None]
         s = self.coords.shift(n, device)
-        moved = 0 if s is None else k - self.coords.spec.radius
+        moved = 0 if s is None else k
         ones = torch.eye(k, dtype=weight.dtype, device=device)[:moved].reshape(moved, k, *[1] * dims)
         y = self._convolve(torch.cat([g, ones.expand(-1, -1, *g.shape[2:])]), weight, shape, out_shape, bool(margins))
         total = y[:1]

@@ -143,8 +143,9 @@ def test_weights_begin_as_those_of_a_convolution_over_all_channels():
     bound = nn.Conv2d(5, 1, 3).weight.numel() ** -0.5  # each group sees 3 + 2 channels
     for p in conv.parameters():
         assert 0.9 * bound < p.abs().max() <= bound
-    up = GeoConvTranspose2d(6, 64, 3)  # torch takes the outputs for the inputs there
-    assert 0.9 * (64 * 9) ** -0.5 < up.coord_weight.abs().max() <= (64 * 9) ** -0.5
+    up = GeoConvTranspose2d(64, 3, 3)  # torch takes the outputs for the inputs there
+    for p in (up.weight, up.coord_weight):
+        assert 0.9 * (3 * 9) ** -0.5 < p.abs().max() <= (3 * 9) ** -0.5
 
 
 def test_pretrained_weights_load_and_only_the_filters_of_the_channels_are_new():
