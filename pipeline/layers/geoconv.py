@@ -126,9 +126,8 @@ class WithCoordinatesTransposed(WithCoordinates):
         return [out_shape[d] - ((n - 1) * self.stride[d] - 2 * pad[d] + reach[d] + 1) for d, n in enumerate(shape)]
 
     def _margins(self, out_shape: Sequence[int], shape: Sequence[int]) -> list[tuple[int, int]]:
-        far = [
-            -(-(r + e) // s) for r, e, s in zip(self._reach(), self._extra(shape, out_shape), self.stride, strict=True)
-        ]
+        extra = self._extra(shape, out_shape)
+        far = [(r + e) // s for r, e, s in zip(self._reach(), extra, self.stride, strict=True)]
         return [(m, m) for m in far]
 
     def _convolve(
