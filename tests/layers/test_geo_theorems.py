@@ -158,10 +158,10 @@ def test_geoify_warns_exactly_where_the_measured_shift_is_gone(spec, norm, trapp
 def test_the_warning_names_all_and_is_one_line():
     net = nn.Module()
     net.body = nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4)
     )
     text = warned(net, BATCH)
-    assert "body.0.0 by body.1, body.3 by body.4;" in text
+    assert ": body.0.0 by body.0.1, body.0.3 by body.1;" in text
     assert "draw='sample'" in text
     assert "\n" not in text
 
