@@ -17,6 +17,7 @@ from pipeline.models.mspie import MSPIEGeneratorConfig
 from pipeline.models.pggan import PGGANGeneratorConfig
 from pipeline.models.stylegan2 import broadcast_w
 from pipeline.recipes import find
+from pipeline.synthesis.probe import padding_probe, spread
 from tests.models.test_fp16_blocks import images, off, pair
 
 GEO, COORD = CoordSpec(mode="geo"), CoordSpec(mode="coord")
@@ -221,3 +222,11 @@ def test_a_float16_ramp_of_1024_px_is_off_by_a_thousandth_where_float32_keeps_ev
 def test_a_ramp_beyond_borders_that_are_never_passed_is_refused(config, word):
     with pytest.raises(UserError, match=rf"coords\.padding='ramp' has no effect with {word}"):
         override(config, ["coords.mode=geo", "coords.padding=ramp"])
+
+
+def test_without_padding_and_with_a_constant_head_they_alone_tell_places_apart():
+    """As `graticule probe padding` looks: one colour without them, and more than one with, at a size never trained."""
+    for name, spec in (("none", CoordSpec()), ("geo", GEO), ("coord", COORD)):
+        (img,) = padding_probe(built(UNPADDED, spec).eval(), (0.5,), (32, 48))
+        seen = spread(img)
+        assert (max(seen.interior, seen.border) < 1e-9) == (name == "none")
