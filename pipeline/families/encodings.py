@@ -91,7 +91,7 @@ def applied(encoding: Encoding, family: FamilyConfig) -> tuple[FamilyConfig, tup
 
 def markdown(kinds: Mapping[str, type[FamilyConfig]] = KINDS) -> list[str]:
     """Lines: the table, encodings by families, and a list of what each encoding is."""
-    families = {kind: config() for kind, config in kinds.items()}
+    families = {kind: config(kind=kind) for kind, config in kinds.items()}
     rows = [["encoding", *(f"`{kind}`" for kind in families)], ["---"] * (1 + len(families))]
     for encoding in ENCODINGS:
         found = [applied(encoding, family) for family in families.values()]
