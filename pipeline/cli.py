@@ -66,8 +66,16 @@ def main() -> None:
 def recipes(
     paper: Annotated[str, typer.Argument(help="Only those of one paper, for example mspie; all if not given.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+    encodings: Annotated[bool, typer.Option("--encodings", help="Which encoding works with which family.")] = False,
 ) -> None:
     """What can be trained, and what was published."""
+    if encodings:
+        from pipeline.families.encodings import markdown as table_of_encodings
+
+        if paper or markdown:
+            raise UserError(f"--encodings is a table of its own; leave out {'--markdown' if markdown else repr(paper)}")
+        print("\n".join(table_of_encodings()))
+        return
     from rich.console import Console
     from rich.table import Table
 
