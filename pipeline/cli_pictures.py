@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 AT_ONCE = 64  # pictures of a set that are held together
 
-look = typer.Typer(help="Inside a per-pixel generator: denser grids, some pixels alone, codes, spectra.")
+look = typer.Typer(
+    help="Inside a per-pixel generator: denser grids, some pixels alone, codes, spectra; what a VAE reconstructs."
+)
 
 Seeds = Annotated[str, typer.Option(help="For example 0-3 or 1,5,7-9.")]
 Data = Annotated[Path, typer.Option(metavar="DIR", help="Prepared data set (see graticule prep).")]
@@ -254,6 +256,30 @@ def neighbours(
     opened.save(sheet(rows), {"seeds": seeds, "count": count, "by": embedding.stem, "psi": unless_1(truncation_psi)})
     _beside(opened, {"data": str(data), "embedding": str(embedding), "neighbours": listed})
     opened.tell(f"{found.shape[1]} neighbours of {len(numbers)} samples among {len(set_)} pictures")
+
+
+@look.command()
+def reconstructions(
+    model: Model,
+    data: Data,
+    count: Annotated[int, typer.Option(min=1, max=AT_ONCE, help="Pictures, at even distances in the set.")] = 8,
+    out: Out = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Pictures of a set above what an autoencoder (vae) makes of them."""
+    from pipeline.synthesis.pictures import sheet
+    from pipeline.synthesis.reconstruct import autoencoder, reconstructed
+
+    opened = open_model(model, runs, "look-reconstructions", out)
+    G = autoencoder(opened.G)
+    set_ = _set_of(data, opened)
+    (images,) = _photographs(set_, _spread(len(set_), count))
+    name = Path(data).name
+    opened.save(
+        sheet([(f"of {name}", list(images)), ("reconstructed", list(reconstructed(G, images)))]),
+        {"px": px(images), "of": name, "count": len(images)},
+    )
+    opened.tell(f"{len(images)} pictures of {data} above their reconstructions")
 
 
 def _png(out: Path | None) -> Path | None:
