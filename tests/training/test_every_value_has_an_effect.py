@@ -270,6 +270,7 @@ EXEC = {  # field of ExecConfig -> the test that would fail if the field were ig
     "workers": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "status_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "sample_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "validate_kimg": "training/test_validation.py::test_it_measures_when_it_is_due_and_at_the_end",
     "checkpoint_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "keep": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "milestone_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
