@@ -27,6 +27,7 @@ from tests.families.test_cost import Count
 from tests.runs import CIPS
 from tests.synthesis.untrained import write_run
 from tests.training.test_every_value_has_an_effect import leaves, trained
+from tests.training.test_validation import prepared
 
 MODES = ("none", "geo", "axes", "unshifted", "coord", "coord_shifted")
 SMALL = VAEGeneratorConfig(resolution_px=16, channel_base=4, z_dim=6)
@@ -189,16 +190,17 @@ def test_images_of_a_forward_are_counted_by_the_field_that_the_message_names():
         check(run, ExecConfig(gpus=8))
 
 
-def test_a_sheet_shows_held_out_images_above_their_reconstructions(photos, tmp_path, graticule):
+def test_a_sheet_shows_held_out_images_above_their_reconstructions(tmp_path, graticule):
+    data = prepared(tmp_path / "data", 12, 0)
     sets = ["exec.track=false", "exec.workers=0", "total_kimg=0.016"]
     run, exec_ = override_all(find("geopos.vae_256_geo").make().tiny(), ExecConfig(), sets)
-    folder = plan_run(run, exec_, photos(16), tmp_path / "runs", [])
+    folder = plan_run(run, exec_, data, tmp_path / "runs", [])
     assert train_folder(folder, should_stop=lambda: False) == "done"
-    code, out, err = graticule("look", "reconstructions", folder, "--data", photos(16), "--count", 3)
+    code, out, err = graticule("look", "reconstructions", folder, "--data", data, "--count", 3)
     assert (code, err) == (0, "")
-    path = folder / "pictures" / f"look-reconstructions-{16:012d}-px16x16-of{photos(16).name}-count3.png"
-    assert f"{path}: 3 pictures of {photos(16)} above" in out
-    reader = ShardReader(photos(16))
+    path = folder / "pictures" / f"look-reconstructions-{16:012d}-px16x16-of{data.name}-count3.png"
+    assert f"{path}: 3 pictures of {data} above" in out
+    reader = ShardReader(data)
     shown = np.stack([reader.read(i * len(reader) // 3)[0].transpose(1, 2, 0) for i in range(3)])
     G = load_generator(folder / "config.json", newest_checkpoint(folder) / "G_ema.safetensors")
     picture = np.asarray(Image.open(path))
@@ -207,9 +209,9 @@ def test_a_sheet_shows_held_out_images_above_their_reconstructions(photos, tmp_p
             assert np.array_equal(picture[top : top + 16, 4 + 20 * i : 20 + 20 * i], one)
 
 
-def test_a_generator_without_an_encoder_and_a_set_of_another_size_get_one_line(photos, tmp_path, graticule):
+def test_a_generator_without_an_encoder_gets_one_line(tmp_path, graticule):
     write_run(tmp_path / "cips", CIPS)
-    code, _, err = graticule("look", "reconstructions", tmp_path / "cips", "--data", photos(16))
+    code, _, err = graticule("look", "reconstructions", tmp_path / "cips", "--data", tmp_path)
     assert (code, len(err.splitlines())) == (2, 1)
     assert "model=CIPSGenerator has no encoder; this takes an autoencoder (kind='vae')" in err
     assert not (tmp_path / "cips" / "pictures").exists()
