@@ -5,6 +5,7 @@ from pipeline.families.dcgan import DCGANConfig
 from pipeline.families.mspie import MSPIEConfig
 from pipeline.families.pggan import PGGANConfig
 from pipeline.families.singan import SinGANConfig
+from pipeline.families.supervised import SupervisedConfig
 from pipeline.phases import FamilyConfig
 
 KINDS: dict[str, type[FamilyConfig]] = {
@@ -13,4 +14,5 @@ KINDS: dict[str, type[FamilyConfig]] = {
     "pggan": PGGANConfig,
     "dcgan": DCGANConfig,
     "singan": SinGANConfig,
+    "supervised": SupervisedConfig,
 }
