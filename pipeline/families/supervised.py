@@ -60,7 +60,7 @@ class SupervisedConfig(FamilyConfig):
 
     def passes(self) -> dict[str, float]:
         """Forward, and twice as much backward."""
-        return {"G": 3}
+        return {"G": 3.0}
 
     def exact_penalties(self) -> dict[str, str]:
         return {}

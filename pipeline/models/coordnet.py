@@ -38,7 +38,9 @@ class CoordNetConfig(Config):
         if self.extra >= self.layers:
             raise ValueError(f"extra={self.extra} must be below layers={self.layers}; use filters={self.filters + 1}")
         if self.coords.padding != "zero":
-            raise ValueError(f"coords.padding={self.coords.padding!r}: these convolutions pad with 'zero'; leave it out")
+            raise ValueError(
+                f"coords.padding={self.coords.padding!r}: these convolutions pad with 'zero'; leave it out"
+            )
         return self
 
     def widths(self) -> list[int]:
@@ -104,5 +106,3 @@ class CoordNet(nn.Module):
             x = F.relu(conv(coords(x)))
         x = x.flatten(1) if self.cfg.pool == "flatten" else x.mean((2, 3))
         return self.dense(x).float()
-
-
