@@ -67,13 +67,11 @@ class Densities:
 
 def drawn(kind: str, chance: np.random.Generator, side_px: int) -> np.ndarray:
     """uint8 [side_px, side_px]: one density, black where there is none."""
-    x0, y0, width, turn, height = chance.random(5)
-    x0, y0, width, height = (low + (high - low) * r for r, (low, high) in zip(
-        (x0, y0, width, height), (PLACES, PLACES, WIDTHS, HEIGHTS), strict=True
-    ))  # fmt: skip
+    ranges = (PLACES, PLACES, WIDTHS, (0, 2 * np.pi), HEIGHTS)
+    x0, y0, width, angle, height = (low + (high - low) * chance.random() for low, high in ranges)
     at = (np.arange(side_px * FINER) + 0.5) / (side_px * FINER)
     dx, dy = (at[None, :] - x0) / width, (at[:, None] - y0) / width
-    cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+    cos, sin = np.cos(angle), np.sin(angle)
     density = KINDS[kind](cos * dx + sin * dy, cos * dy - sin * dx)
     pixels = density.reshape(side_px, FINER, side_px, FINER).mean((1, 3))
     return np.rint(255 * height * pixels).astype(np.uint8)
@@ -92,13 +90,15 @@ def draws(source: str, split: str, number: int) -> np.random.Generator:
 
 
 def refuse_path(source: str, path: Path | None) -> None:
+    """UserError where one is given."""
     if path is not None:
         raise UserError(f"path={str(path)!r}: source {source!r} draws its images; leave PATH out")
 
 
 def known_split(source: str, split: str | None, splits: Mapping[str, Any]) -> str:
-    """That split; UserError unless there is one."""
-    if split not in splits:
+    """`split` itself; UserError unless it is in the table."""
+    if split is None or split not in splits:
         what = f"split={split!r}" if split is not None else "split: not given"
-        raise UserError(f"{what}; source {source!r} has {', '.join(splits)}; " + nearest(split or "", splits))
+        near = f"; {nearest(split, splits)}" if split else ""
+        raise UserError(f"{what}; source {source!r} has {', '.join(splits)}{near}")
     return split

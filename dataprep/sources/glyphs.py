@@ -20,10 +20,10 @@ from dataprep.sources.densities import draws, known_split, numbered, refuse_path
 from dataprep.sources.entry import Entries, Entry
 from pipeline.errors import UserError
 
-LETTERS = dict(zip(
+LETTERS: dict[str, str] = dict(zip(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu "
     "nu xi omicron pi rho sigma tau upsilon phi chi psi omega".split(),
-    "αβγδεζηθικλμνξοπρστυφχψω", strict=True,  # noqa: RUF001
+    "αβγδεζηθικλμνξοπρστυφχψω", strict=True,
 ))  # fmt: skip
 FACES = [
     f"DejaVu{family}"

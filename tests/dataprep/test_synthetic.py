@@ -122,7 +122,7 @@ def test_the_omega_lies_where_the_class_says():
     source = Glyphs(None, "relative-unseen")
     for i in range(48):
         grey, at = image(source, i)[..., 0], {}
-        for letter in "ιω":  # noqa: RUF001
+        for letter in "ιω":
             shapes = {
                 rendered(letter, face, em).tobytes(): rendered(letter, face, em) for face in FACES for em in (8, 9)
             }

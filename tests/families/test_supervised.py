@@ -151,7 +151,7 @@ ELSEWHERE = {
 
 def test_every_value_changes_what_is_trained():
     def names(config: type[Config], prefix=""):
-        for name, field in config.model_fields.items():
+        for name in config.model_fields:
             inner = {"G": CoordNetConfig}.get(name)
             yield from names(inner, f"{name}.") if inner else [prefix + name]
 

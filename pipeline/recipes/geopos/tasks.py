@@ -2,8 +2,9 @@
 
 Each task with an ordinary convolution, CoordConv and GeoConv. Of the centre of mass the paper gives ratios over a sweep
 of layers and filters, which `graticule reproduce geopos.com` repeats; of positional bias, no number. Sizes, networks,
-optimizer and length are our choice. The centre of mass has a dense layer over the last map. Positional bias has that
-map's mean, which knows no place: there only coordinates, or what padding tells, say where a letter is.
+optimizer and length are our choice. The centre of mass has a dense layer over the last map, which knows places by
+itself. Positional bias has that map's mean, which knows none: there only coordinates, and what zero padding tells, say
+where a letter is. Padding tells much at 32 px: an ordinary convolution is no network without positions.
 """
 
 from typing import Literal
@@ -28,7 +29,7 @@ def _com(name: str, mode: Mode) -> RunConfig:
 
 
 def _bias(name: str, task: str, mode: Mode) -> RunConfig:
-    G = CoordNetConfig(layers=4, filters=32, coords=CoordSpec(mode=mode), pool="mean", outputs=_CLASSES[task])
+    G = CoordNetConfig(layers=4, filters=24, coords=CoordSpec(mode=mode), pool="mean", outputs=_CLASSES[task])
     return RunConfig(
         recipe=f"geopos.{name}",
         family=SupervisedConfig(task="classify", G=G, lr=2e-3),
@@ -41,9 +42,9 @@ def _bias(name: str, task: str, mode: Mode) -> RunConfig:
 def com_conv() -> RunConfig:
     """Centre of mass of seven densities, an ordinary convolution.
 
-    Command: graticule submit geopos.com_conv --data DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep densities --size 32 --split train; --validation: --split validation
-    Cost: @@
+    Command: graticule submit geopos.com_conv --data DIR --validation DIR --cluster NAME
+    Data: graticule prep densities --size 32 --split train; held out: validation
+    Cost: 0.064 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: GeoConv's loss 46% below convolution's and 57% below CoordConv's over the sweep (no absolute number)
     Measured:
     """
@@ -53,9 +54,9 @@ def com_conv() -> RunConfig:
 def com_coord() -> RunConfig:
     """Centre of mass of seven densities, CoordConv.
 
-    Command: graticule submit geopos.com_coord --data DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep densities --size 32 --split train; --validation: --split validation
-    Cost: @@
+    Command: graticule submit geopos.com_coord --data DIR --validation DIR --cluster NAME
+    Data: graticule prep densities --size 32 --split train; held out: validation
+    Cost: 0.064 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: GeoConv's loss 46% below convolution's and 57% below CoordConv's over the sweep (no absolute number)
     Measured:
     """
@@ -65,9 +66,9 @@ def com_coord() -> RunConfig:
 def com_geo() -> RunConfig:
     """Centre of mass of seven densities, GeoConv.
 
-    Command: graticule submit geopos.com_geo --data DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep densities --size 32 --split train; --validation: --split validation
-    Cost: @@
+    Command: graticule submit geopos.com_geo --data DIR --validation DIR --cluster NAME
+    Data: graticule prep densities --size 32 --split train; held out: validation
+    Cost: 0.064 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: GeoConv's loss 46% below convolution's and 57% below CoordConv's over the sweep (no absolute number)
     Measured:
     """
@@ -77,9 +78,9 @@ def com_geo() -> RunConfig:
 def bias_identity_conv() -> RunConfig:
     """Positional bias: which letter, an ordinary convolution.
 
-    Command: graticule submit geopos.bias_identity_conv --data DIR --validation DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split identity-train; --validation: --split identity-seen and identity-unseen
-    Cost: @@
+    Command: graticule submit geopos.bias_identity_conv --data DIR --validation DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split identity-train; held out: identity-seen, identity-unseen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -89,9 +90,9 @@ def bias_identity_conv() -> RunConfig:
 def bias_identity_coord() -> RunConfig:
     """Positional bias: which letter, CoordConv.
 
-    Command: graticule submit geopos.bias_identity_coord --data DIR --validation DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split identity-train; --validation: --split identity-seen and identity-unseen
-    Cost: @@
+    Command: graticule submit geopos.bias_identity_coord --data DIR --validation DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split identity-train; held out: identity-seen, identity-unseen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -101,9 +102,9 @@ def bias_identity_coord() -> RunConfig:
 def bias_identity_geo() -> RunConfig:
     """Positional bias: which letter, GeoConv.
 
-    Command: graticule submit geopos.bias_identity_geo --data DIR --validation DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split identity-train; --validation: --split identity-seen and identity-unseen
-    Cost: @@
+    Command: graticule submit geopos.bias_identity_geo --data DIR --validation DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split identity-train; held out: identity-seen, identity-unseen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -113,9 +114,9 @@ def bias_identity_geo() -> RunConfig:
 def bias_relative_conv() -> RunConfig:
     """Positional bias: where one letter lies from another, an ordinary convolution.
 
-    Command: graticule submit geopos.bias_relative_conv --data DIR --validation DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split relative-train; --validation: --split relative-seen and relative-unseen
-    Cost: @@
+    Command: graticule submit geopos.bias_relative_conv --data DIR --validation DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split relative-train; held out: relative-seen, relative-unseen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -125,9 +126,9 @@ def bias_relative_conv() -> RunConfig:
 def bias_relative_coord() -> RunConfig:
     """Positional bias: where one letter lies from another, CoordConv.
 
-    Command: graticule submit geopos.bias_relative_coord --data DIR --validation DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split relative-train; --validation: --split relative-seen and relative-unseen
-    Cost: @@
+    Command: graticule submit geopos.bias_relative_coord --data DIR --validation DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split relative-train; held out: relative-seen, relative-unseen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -137,9 +138,9 @@ def bias_relative_coord() -> RunConfig:
 def bias_relative_geo() -> RunConfig:
     """Positional bias: where one letter lies from another, GeoConv.
 
-    Command: graticule submit geopos.bias_relative_geo --data DIR --validation DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split relative-train; --validation: --split relative-seen and relative-unseen
-    Cost: @@
+    Command: graticule submit geopos.bias_relative_geo --data DIR --validation DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split relative-train; held out: relative-seen, relative-unseen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -149,9 +150,9 @@ def bias_relative_geo() -> RunConfig:
 def bias_absolute_conv() -> RunConfig:
     """Positional bias: in which part of the image a letter lies, an ordinary convolution.
 
-    Command: graticule submit geopos.bias_absolute_conv --data DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split absolute-train; --validation: --split absolute-seen
-    Cost: @@
+    Command: graticule submit geopos.bias_absolute_conv --data DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split absolute-train; held out: absolute-seen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -161,9 +162,9 @@ def bias_absolute_conv() -> RunConfig:
 def bias_absolute_coord() -> RunConfig:
     """Positional bias: in which part of the image a letter lies, CoordConv.
 
-    Command: graticule submit geopos.bias_absolute_coord --data DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split absolute-train; --validation: --split absolute-seen
-    Cost: @@
+    Command: graticule submit geopos.bias_absolute_coord --data DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split absolute-train; held out: absolute-seen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
@@ -173,9 +174,9 @@ def bias_absolute_coord() -> RunConfig:
 def bias_absolute_geo() -> RunConfig:
     """Positional bias: in which part of the image a letter lies, GeoConv.
 
-    Command: graticule submit geopos.bias_absolute_geo --data DIR --validation DIR --cluster NAME --gpus 1
-    Data: graticule prep glyphs --size 32 --split absolute-train; --validation: --split absolute-seen
-    Cost: @@
+    Command: graticule submit geopos.bias_absolute_geo --data DIR --validation DIR --cluster NAME
+    Data: graticule prep glyphs --size 32 --split absolute-train; held out: absolute-seen
+    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
     Published: not published as a number
     Measured:
     """
