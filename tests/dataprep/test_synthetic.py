@@ -59,8 +59,8 @@ def test_an_image_is_a_function_of_split_and_number_alone(name, split):
     assert np.array_equal(image(ahead, 11), image(other, 11))
     seen = [image(ahead, i).tobytes() for i in range(40)]
     assert len(set(seen)) == 40
-    for _, another in (s for s in SPLITS if s[0] == name and s[1].split("-")[0] == split.split("-")[0]):
-        if another != split:
+    for of, another in SPLITS:
+        if of == name and another != split and (name == "densities" or another.split("-")[0] == split.split("-")[0]):
             assert image(open_source(name, None, another), 11).tobytes() not in seen
 
 

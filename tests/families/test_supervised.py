@@ -66,6 +66,18 @@ def test_a_network_has_the_parameters_that_its_configuration_counts(layers, pool
     assert CoordNetConfig(layers=6).sides() == [32, 16, 8, 4, 4, 4, 4]
 
 
+def test_a_network_is_its_convolutions_with_coordinates_and_a_dense_layer_over_the_last_map_or_its_mean():
+    x = torch.rand(3, 3, 8, 8)
+    for pool in ("flatten", "mean"):
+        net = CoordNetConfig(image_px=8, layers=2, filters=4, pool=pool, coords=CoordSpec(mode="coord")).build()
+        for conv, side, stride in zip(net.convs, (8, 4), (2, 1), strict=True):
+            along = torch.linspace(-1, 1, side).expand(len(x), 1, side, side)
+            seen = torch.cat([x if side == 8 else maps, along.mT, along], 1)
+            maps = torch.nn.functional.conv2d(seen, conv.weight, conv.bias, stride, 1).relu()
+        last = maps.flatten(1) if pool == "flatten" else maps.mean((2, 3))
+        assert torch.allclose(net(x), last @ net.dense.weight.T + net.dense.bias, atol=1e-6)
+
+
 def test_coordinate_channels_cost_a_kernel_each_and_filter():
     counts = {m: CoordNetConfig(layers=3, filters=16, coords=CoordSpec(mode=m)).parameters() for m in MODES}
     assert counts["geo"] - counts["none"] == counts["coord"] - counts["geo"] == 3 * 9 * 16
@@ -127,7 +139,7 @@ def trained(*sets, iterations=4):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_training_reduces_the_loss(mode):
+def test_training_reduces_the_loss(unchecked, mode):
     for sets, term in [((), "mse"), (("family.task=classify", "family.G.pool=flatten"), "cross_entropy")]:
         lines = trained(f"family.G.coords.mode={mode}", "family.lr=0.02", *sets, iterations=20)[1]
         losses = [values[f"Loss/G/{term}"] for values in lines]
@@ -149,7 +161,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def test_every_value_changes_what_is_trained():
+def test_every_value_changes_what_is_trained(unchecked):
     def names(config: type[Config], prefix=""):
         for name in config.model_fields:
             inner = {"G": CoordNetConfig}.get(name)
