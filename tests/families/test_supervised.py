@@ -70,9 +70,11 @@ def test_a_network_is_its_convolutions_with_coordinates_and_a_dense_layer_over_t
     x = torch.rand(3, 3, 8, 8)
     for pool in ("flatten", "mean"):
         net = CoordNetConfig(image_px=8, layers=2, filters=4, pool=pool, coords=CoordSpec(mode="coord")).build()
-        for conv, side, stride in zip(net.convs, (8, 4), (2, 1), strict=True):
+        maps = x
+        for conv, stride in zip(net.convs, (2, 1), strict=True):
+            side = maps.shape[3]
             along = torch.linspace(-1, 1, side).expand(len(x), 1, side, side)
-            seen = torch.cat([x if side == 8 else maps, along.mT, along], 1)
+            seen = torch.cat([maps, along.mT, along], 1)
             maps = torch.nn.functional.conv2d(seen, conv.weight, conv.bias, stride, 1).relu()
         last = maps.flatten(1) if pool == "flatten" else maps.mean((2, 3))
         assert torch.allclose(net(x), last @ net.dense.weight.T + net.dense.bias, atol=1e-6)
