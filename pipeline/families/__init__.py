@@ -6,6 +6,7 @@ from pipeline.families.mspie import MSPIEConfig
 from pipeline.families.pggan import PGGANConfig
 from pipeline.families.singan import SinGANConfig
 from pipeline.families.vae import VAEConfig
+from pipeline.families.supervised import SupervisedConfig
 from pipeline.phases import FamilyConfig
 
 KINDS: dict[str, type[FamilyConfig]] = {
@@ -15,4 +16,5 @@ KINDS: dict[str, type[FamilyConfig]] = {
     "dcgan": DCGANConfig,
     "singan": SinGANConfig,
     "vae": VAEConfig,
+    "supervised": SupervisedConfig,
 }
