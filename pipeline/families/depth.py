@@ -56,7 +56,7 @@ class DepthConfig(FamilyConfig):
 
     def passes(self) -> dict[str, float]:
         """Forward, and twice as much backward."""
-        return {"G": 3}
+        return {"G": 3.0}
 
     def exact_penalties(self) -> dict[str, str]:
         return {}
@@ -91,7 +91,7 @@ class DepthConfig(FamilyConfig):
         return measures(nets["G"](step.real[:, :3]), depth, measured(depth, self.G.min_m, self.G.max_m))
 
 
-def resize_pairs(stored: UInt8[Tensor, "n 3 h2 w"], size: tuple[int, int]) -> Float[Tensor, "n 4 h w"]:
+def resize_pairs(stored: UInt8[Tensor, "n 3 h2 w2"], size: tuple[int, int]) -> Float[Tensor, "n 4 h w"]:
     """Stored pairs to the reals of this size; from a larger set depths are picked, not averaged."""
     photograph, depth = unstacked(stored)
     if depth.shape[2:] != size:

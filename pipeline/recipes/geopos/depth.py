@@ -1,8 +1,8 @@
 """Depth from one photograph (GeoPos, 2401.01951, version 2): a U-Net of convolutions, CoordConvs or GeoConvs.
 
-Version 2 of the paper has the experiment; its data, network, loss, lengths and figures are not known to us. Everything
-here is our choice: NYUv2-like rooms at 128 px, 0.5 to 10 m, scale-invariant loss with 0.5, Adam at 1e-4. The three differ
-in their coordinate channels alone (equal architecture, so GeoConv and CoordConv have a few more weights).
+Version 2 of the paper has it; its data, network, loss, length and figures are not known to us. Everything
+here is our choice: rooms as in NYUv2 at 128 px, 0.5 to 10 m, scale-invariant loss with 0.5, Adam at 1e-4. The three
+differ in their coordinate channels alone (equal architecture, so GeoConv and CoordConv have a few more weights).
 """
 
 from pipeline.families.depth import DepthConfig

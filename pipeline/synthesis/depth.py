@@ -1,0 +1,54 @@
+"""What a network for depth makes of the photographs of a set of pairs, beside what was measured; as colours.
+
+Bright is near, dark is far, on a logarithmic scale; black is where nothing was measured. Knows no run and no file but
+the weights that it is told to load.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.models.unet import UNet, UNetConfig
+from pipeline.objectives.depth import measured, measures, unstacked
+from pipeline.spec import to_float
+from pipeline.synthesis.pictures import Row
+
+NEAR_TO_FAR = ((255, 243, 176), (250, 164, 74), (214, 76, 92), (128, 46, 128), (40, 34, 92))  # lightness falls evenly
+
+
+def load_unet(config: UNetConfig, weights: Path) -> UNet:
+    """In evaluation mode, from a safetensors file."""
+    net = config.build()
+    net.load_state_dict(load_file(weights))
+    return net.eval().requires_grad_(False)
+
+
+def coloured(depth: Float[Tensor, "1 h w"], near: float, far: float) -> UInt8[np.ndarray, "h w 3"]:
+    """Metres as colours between `near` and `far`; what is 0 is black."""
+    ramp = np.array(NEAR_TO_FAR, dtype=np.float64)
+    metres = depth[0].double().cpu().numpy()
+    at = np.log(np.clip(metres, near, far) / near) / np.log(far / near) * (len(ramp) - 1)
+    colours = np.stack([np.interp(at, range(len(ramp)), ramp[:, c]) for c in range(3)], axis=-1)
+    return np.where(metres[..., None] > 0, np.rint(colours), 0).astype(np.uint8)
+
+
+def rows(G: UNet, stored: UInt8[Tensor, "n 3 h2 w"]) -> tuple[list[Row], dict[str, list[float]]]:
+    """Rows of a sheet (photographs, measured, predicted) and the measures of each image."""
+    photographs, depth = unstacked(stored)
+    mask = measured(depth, G.cfg.min_m, G.cfg.max_m)
+    predicted = torch.cat([G(to_float(one)) for one in photographs.split(1)])
+    found = {name: values.tolist() for name, values in measures(predicted, depth, mask).items()}
+    known = depth[mask] if mask.any() else predicted
+    near, far = float(known.min()), float(known.max()) + 1e-6
+    text = f"{near:.3g} m (bright) to {far:.3g} m (dark)"
+    errors = ", ".join(f"{e:.3f}" for e in found["abs_rel"])
+    made: list[Row] = [
+        ("photographs", list(photographs.permute(0, 2, 3, 1).cpu().numpy())),
+        (f"measured depth: {text}, black: none", [coloured(d, near, far) for d in depth]),
+        (f"predicted depth, AbsRel {errors}", [coloured(d, near, far) for d in predicted]),
+    ]
+    return made, found
