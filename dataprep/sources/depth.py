@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from dataprep.decode import open_image
+from dataprep.decode import TURNS, open_image
 from dataprep.rejected import Rejected
 from dataprep.sources.entry import Entries, Entry, Refusal
 from dataprep.sources.tree import is_image_name, open_tree
@@ -121,7 +121,10 @@ class Depth:
 
     def read(self, entry: Entry) -> tuple[Image.Image, Image.Image]:
         photograph, map_ = _halves(entry.key)
-        image = open_image(io.BytesIO(self._tree.read(photograph)))
+        data = self._tree.read(photograph)
+        image = open_image(io.BytesIO(data))
+        if _turned(data):
+            raise Rejected("unsupported mode", "EXIF turns the photograph; turn its pixels, as its map's lie")
         depth = self._metres(map_)
         if depth.shape[::-1] != image.size:
             raise Rejected(
@@ -162,6 +165,15 @@ def _halves(key: bytes) -> tuple[bytes, bytes]:
         if first and second and (first.pair, first.is_map, second.is_map) == (second.pair, False, True):
             return photograph, map_
     raise ValueError(f"{key!r} names no pair")
+
+
+def _turned(data: bytes) -> bool:
+    """Is this photograph, which can be opened, shown in another orientation than stored?"""
+    with Image.open(io.BytesIO(data)) as image:
+        try:
+            return image.getexif().get(0x0112, 1) in TURNS
+        except Exception:  # a corrupt EXIF block counts as none, as in open_image
+            return False
 
 
 def _npy(data: bytes) -> np.ndarray:

@@ -15,8 +15,9 @@ from torch import Tensor
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.objectives.depth import measured, measures, unstacked
 from pipeline.spec import to_float
-from pipeline.synthesis.pictures import Row
+from pipeline.synthesis.pictures import Row, enlarged
 
+LEAST_PX = 96  # smaller pictures are enlarged in whole pixels, at most to this
 NEAR_TO_FAR = ((255, 243, 176), (250, 164, 74), (214, 76, 92), (128, 46, 128), (40, 34, 92))  # lightness falls evenly
 
 
@@ -46,9 +47,10 @@ def rows(G: UNet, stored: UInt8[Tensor, "n 3 h2 w"]) -> tuple[list[Row], dict[st
     near, far = float(known.min()), float(known.max()) + 1e-6
     text = f"{near:.3g} m (bright) to {far:.3g} m (dark)"
     errors = ", ".join(f"{e:.3f}" for e in found["abs_rel"])
-    made: list[Row] = [
-        ("photographs", list(photographs.permute(0, 2, 3, 1).cpu().numpy())),
-        (f"measured depth: {text}, black: none", [coloured(d, near, far) for d in depth]),
-        (f"predicted depth, AbsRel {errors}", [coloured(d, near, far) for d in predicted]),
-    ]
-    return made, found
+    made = {
+        "photographs": list(photographs.permute(0, 2, 3, 1).cpu().numpy()),
+        f"measured depth: {text}, black: none": [coloured(d, near, far) for d in depth],
+        f"predicted depth, AbsRel {errors}": [coloured(d, near, far) for d in predicted],
+    }
+    zoom = max(1, LEAST_PX // stored.shape[-1])
+    return [(words, [enlarged(one, zoom) for one in row]) for words, row in made.items()], found

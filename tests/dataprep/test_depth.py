@@ -101,6 +101,10 @@ def test_every_pair_that_is_not_taken_has_its_reason(tmp_path, take):
     files |= {"depth/4.npy": npy(depths(12, 12)), "depth/5.npy": npy(np.zeros((12, 16))), "depth/6.npy": z[:99]}
     files |= {"depth/7.png": png(np.full((12, 16), 9, np.uint8)), "depth/8.npy": npy(np.zeros((12, 16, 3)))}
     files |= {"depth/1.png": png(millimetres(depths())), "mask/1.npy": z, "list.txt": b"1"}
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(photo()).save(turned, "JPEG", exif=exif)
+    files |= {"rgb/9.jpg": turned.getvalue(), "depth/9.npy": z}
     found = take(lay(tmp_path / "in", files), "depth", size=8)
     reasons = {name.partition(" + ")[0]: reason for name, reason in found.of.items()}
     assert reasons == {
@@ -113,6 +117,7 @@ def test_every_pair_that_is_not_taken_has_its_reason(tmp_path, take):
         "rgb/6.png": "unreadable",
         "rgb/7.png": "unsupported mode",
         "rgb/8.png": "unsupported mode",
+        "rgb/9.jpg": "unsupported mode",
     }
     assert found.notes == ("passed over: 2 other files, the first is 'list.txt'",)
 

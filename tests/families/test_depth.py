@@ -233,7 +233,7 @@ def test_look_shows_measured_and_predicted_depths_and_writes_the_measures_beside
     assert found["samples"] == [0, 12, 24]
     assert all(0 < e < 1 for e in found["abs_rel"])
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.height == 3 * (20 + 16 + 4)
+        assert sheet.height == 3 * (20 + 96 + 4)
     (tmp_path / "in").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "in" / "1.png")
     prepare(open_source("folder", tmp_path / "in"), tmp_path / "pictures", Transform(size_px=16))
