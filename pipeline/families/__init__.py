@@ -6,8 +6,8 @@ from pipeline.families.depth import DepthConfig
 from pipeline.families.mspie import MSPIEConfig
 from pipeline.families.pggan import PGGANConfig
 from pipeline.families.singan import SinGANConfig
-from pipeline.families.vae import VAEConfig
 from pipeline.families.supervised import SupervisedConfig
+from pipeline.families.vae import VAEConfig
 from pipeline.phases import FamilyConfig
 
 KINDS: dict[str, type[FamilyConfig]] = {
