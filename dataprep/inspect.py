@@ -151,7 +151,8 @@ def contact_sheet(root: Path, images: int = 64) -> bytes:
     chosen = np.unique(np.linspace(0, len(index) - 1, min(images, len(index))).round().astype(np.int64))
     ends = np.cumsum([s.count for s in manifest.shards])
     side, columns = min(TILE_PX, manifest.size_px), math.isqrt(len(chosen) - 1) + 1
-    sheet = Image.new("RGB", (columns * side, -(-len(chosen) // columns) * side))
+    high = side * manifest.planes
+    sheet = Image.new("RGB", (columns * side, -(-len(chosen) // columns) * high))
     for n, i in enumerate(chosen):
         shard = manifest.shards[int(np.searchsorted(ends, i, side="right"))]
         offset, length, _ = index[i].item()
@@ -161,7 +162,7 @@ def contact_sheet(root: Path, images: int = 64) -> bytes:
             raise WorkError(
                 f"{root / shard.name}: sample {i} cannot be read ({e}); run `graticule verify {root}`"
             ) from e
-        sheet.paste(image.resize((side, side), Image.Resampling.BOX), (n % columns * side, n // columns * side))
+        sheet.paste(image.resize((side, high), Image.Resampling.BOX), (n % columns * side, n // columns * high))
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()

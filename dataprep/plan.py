@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import features
 
 from dataprep.shard import Job, OnError, Target
-from dataprep.sources.entry import Entries, Source
+from dataprep.sources.entry import Entries, Source, planes_of
 from dataprep.transform import Transform
 from pipeline.errors import UserError
 
@@ -65,6 +65,7 @@ def make_plan(
     listed = None
     targets = []
     for out, transform in transforms.items():
+        transform = transform.of_planes(planes_of(source))
         entries = source.entries(transform.size_px)
         digest = entries.digest()
         listed = listed or (entries, digest)
@@ -73,7 +74,7 @@ def make_plan(
             raise UserError(
                 f"size={sizes}: source {source.name!r} offers other images at another size; give one --size at a time"
             )
-        words = [source.name, split or "", source.classes, shard_size, transform.to_json()]
+        words = [source.name, split or "", source.classes, shard_size, transform.named()]
         plan = hashlib.sha256(json.dumps(words).encode() + digest).hexdigest()
         targets.append(Target(out, transform, plan, _versions()))
     assert listed is not None

@@ -11,7 +11,8 @@ Reason = Literal[
     "not square",  # crop "none"
     "wrong size",  # a crop cut at fixed pixels, and an image of another size
     "unsupported mode",
-    "missing",  # listed, but not there
+    "missing",  # listed, but not there; or half of a pair
+    "no depth",  # of a pair: no pixel was measured
     "checksum",  # published checksums say otherwise
     "duplicate",  # the bytes of an earlier image of the same class
     "two labels",  # the bytes of an earlier image of another class

@@ -202,7 +202,8 @@ def _square(job: Job, entry: Entry) -> Image.Image:
     if entry.refused:
         raise Rejected(*entry.refused)
     try:
-        return job.targets[0].transform.square(job.source.read(entry))
+        found = job.source.read(entry)
+        return job.targets[0].transform.square(*(found if isinstance(found, tuple) else (found,)))
     except MemoryError as e:
         raise WorkError(f"{entry.name}: out of memory; run the same command again with fewer --workers") from e
     except OSError as e:  # of the source as a whole: an image that cannot be had is Rejected
@@ -227,7 +228,7 @@ def _add(tar: _Tar, key: str, image: bytes, about: bytes, label: int) -> None:
     transform = tar.target.transform
     offset, length = tar.add(f"{key}.{transform.extension}", image), len(image)
     if transform.encoding == "raw":  # the index points at the pixels behind the .npy header
-        pixels = 3 * transform.size_px**2
+        pixels = 3 * transform.planes * transform.size_px**2
         offset, length = offset + length - pixels, pixels
     tar.rows.append((offset, length, label))
     tar.add(f"{key}.json", about)

@@ -6,8 +6,9 @@ No EXIF, GPS, XMP, comment or ICC profile reaches the output. Knows nothing of w
 """
 
 import io
+import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from dataprep.decode import open_image, to_rgb
 from dataprep.rejected import Rejected
 from pipeline.config import Config, nearest
+from pipeline.errors import UserError
 
 __all__ = ["Transform", "open_image"]
 
@@ -109,6 +111,17 @@ def _raw(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
+def _stacked(images: Sequence[Image.Image]) -> Image.Image:
+    """Of one size, from top to bottom; a single one as it is."""
+    if len(images) == 1:
+        return images[0]
+    w, h = images[0].size
+    out = Image.new("RGB", (w, h * len(images)))
+    for i, image in enumerate(images):
+        out.paste(image, (0, i * h))
+    return out
+
+
 class Encoding(NamedTuple):
     extension: str
     lossy: bool  # takes a quality
@@ -144,6 +157,7 @@ class Transform(Config):
     icc: str = "srgb"  # embedded colour profiles: srgb: pixels are converted; drop: they are taken as they are
     encoding: str = "png"  # png: lossless; jpg: 4:4:4; webp: lossless unless a quality is set; raw: .npy
     quality: int | None = Field(default=None, ge=1, le=100)  # of jpg (None: 95) and of lossy webp
+    planes: int = Field(default=1, ge=1, le=2)  # images stacked in a stored one; the source says how many
 
     @field_validator("crop", "filter", "icc", "encoding")
     @classmethod
@@ -172,26 +186,44 @@ class Transform(Config):
         """The bytes to store; raises Rejected."""
         return self.store(self.square(image))
 
-    def square(self, image: Image.Image) -> Image.Image:
+    def of_planes(self, planes: int) -> "Transform":
+        """For a source of so many; UserError where the encoding would spoil what is coded."""
+        if planes > 1 and self.encoding not in ("png", "raw"):
+            raise UserError(f"encoding={self.encoding!r}: depth is stored bit by bit, as png or raw; leave it out")
+        return self if planes == self.planes else self.replace(planes=planes)
+
+    def named(self) -> str:
+        """JSON for the hash of a plan; of one plane it is what it was before there were several."""
+        tree = self.model_dump(mode="json", exclude={"planes"} if self.planes == 1 else None)
+        return json.dumps(tree, indent=2, sort_keys=True) + "\n"
+
+    def square(self, image: Image.Image, *coded: Image.Image) -> Image.Image:
         """The cropped picture in 8-bit RGB, free of metadata: the part that does not depend on the stored size.
 
-        Of "stretch" it is the whole, not square yet.
+        Of "stretch" it is the whole, not square yet. Below it come the same crops of what is coded.
         """
         box = CROPS[self.crop](*image.size)
         part = image if box == (0, 0, *image.size) else image.crop(box)
         rgb = to_rgb(part, self.icc)
         rgb = rgb.copy() if rgb is image else rgb
         rgb.info = {}  # Pillow's writers copy ICC and comments from there
-        return rgb
+        return _stacked([rgb, *(one.crop(box) for one in coded)])
 
     def store(self, square: Image.Image) -> bytes:
         """What `square` gave, reduced to `size_px` and encoded; raises Rejected.
 
         Of what is to be stretched the longer side must reach `size_px`; the shorter one may be enlarged.
         """
-        w, h = square.size
+        w, h = square.width, square.height // self.planes
         if max(w, h) < self.size_px:
             raise Rejected("too small", f"{w}x{h} after the crop, needs {self.size_px} px; nothing is enlarged")
         same = (w, h) == (self.size_px, self.size_px)
-        reduced = square if same else FILTERS[self.filter](square, self.size_px)
+        reduced = square if same else self._reduced(square, h)
         return ENCODINGS[self.encoding].encode(reduced, self.quality)
+
+    def _reduced(self, square: Image.Image, h: int) -> Image.Image:
+        """Pictures by the filter; what is coded by nearest neighbour, as means over edges and holes mean nothing."""
+        parts = [square.crop((0, i * h, square.width, (i + 1) * h)) for i in range(self.planes)]
+        side = (self.size_px, self.size_px)
+        coded = [part.resize(side, Image.Resampling.NEAREST) for part in parts[1:]]
+        return _stacked([FILTERS[self.filter](parts[0], self.size_px), *coded])

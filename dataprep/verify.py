@@ -289,23 +289,23 @@ def _first_damage(fd: int, size: int, manifest: Manifest, rows: np.ndarray | Non
 
 def decoded(data: bytes, manifest: Manifest) -> Image.Image:
     """A stored image; ValueError in a few words where its bytes are damaged or of another size."""
-    side = manifest.size_px
+    side, high = manifest.size_px, manifest.planes * manifest.size_px
     if manifest.encoding == "raw":
-        if len(data) != side * side * 3:
-            raise ValueError(f"{len(data)} bytes are not {side}x{side} px")
-        return Image.fromarray(np.frombuffer(data, np.uint8).reshape(side, side, 3))
+        if len(data) != side * high * 3:
+            raise ValueError(f"{len(data)} bytes are not {side}x{high} px")
+        return Image.fromarray(np.frombuffer(data, np.uint8).reshape(high, side, 3))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
                 width, height = image.size
-                rgb = image.convert("RGB") if (width, height) == (side, side) else None
+                rgb = image.convert("RGB") if (width, height) == (side, high) else None
     except UnidentifiedImageError:
         raise ValueError("no image") from None
     except Exception as e:  # on damaged bytes Pillow raises anything from struct.error to SyntaxError
         raise ValueError(" ".join(f"{type(e).__name__}: {e}".split())[:100]) from e
     if rgb is None:
-        raise ValueError(f"{width}x{height} px, not {side}x{side}")
+        raise ValueError(f"{width}x{height} px, not {side}x{high}")
     return rgb
 
 

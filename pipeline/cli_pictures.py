@@ -282,6 +282,27 @@ def reconstructions(
     opened.tell(f"{len(images)} pictures of {data} above their reconstructions")
 
 
+@look.command()
+def depth(
+    run: Annotated[Path, typer.Argument(help="Run folder of a depth recipe.")],
+    data: Data,
+    count: Annotated[int, typer.Option(min=1, max=AT_ONCE, help="Pairs, at even distances in the set.")] = 8,
+    out: Out = None,
+) -> None:
+    """Photographs, measured depth, and what a network for depth predicts; numbers go to .json beside."""
+    from pipeline.run import newest_checkpoint, read_run
+    from pipeline.synthesis import depth as maps
+    from pipeline.synthesis.pictures import sheet
+
+    family, checkpoint = read_run(run).family, newest_checkpoint(run)
+    G = maps.load_unet(family, checkpoint / "G_ema.safetensors")
+    opened = Opened(G, "look-depth", _png(out), "out", run, checkpoint.name)
+    rows, found = maps.rows(G, data, count)
+    opened.save(sheet(rows), {"of": data.name, "count": count})
+    _beside(opened, {"data": str(data), **found})
+    opened.tell(f"pairs of {data}")
+
+
 def _png(out: Path | None) -> Path | None:
     if out and out.suffix != ".png":
         raise UserError(f"out={str(out)!r}: expected a name that ends in .png; the numbers go beside it, to .json")
@@ -306,9 +327,10 @@ def _set_of(data: Path, opened: Opened) -> "ShardReader":
 
     set_ = ShardReader(data)
     h, w = opened.G.native_size  # type: ignore[misc]
-    if (h, w) != (set_.size_px, set_.size_px):
+    if (h, w, 3) != set_.shape:
+        seen = f"{set_.shape[0]}x{set_.shape[1]}" if set_.planes > 1 else str(set_.size_px)
         raise UserError(
-            f"data={str(data)!r} holds {set_.size_px} px pictures, the model makes {h}x{w}; prepare a set of that size"
+            f"data={str(data)!r} holds {seen} px pictures, the model makes {h}x{w}; prepare a set of that size"
         )
     return set_
 

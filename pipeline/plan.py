@@ -223,6 +223,7 @@ def check_data(run: RunConfig, exec_: ExecConfig, sets: Sequence[str], manifests
                 f"prepare it with --size {run.data.size_px}, or --set data.size_px={manifest.size_px}"
             )
         check_classes(run, one, manifest)
+        check_planes(run, one, manifest)
     check_copy(sets[0], manifests[0], exec_.reader)
     begun = run.data.dataset_id.split("+") if run.data.dataset_id else []
     if begun and len(begun) != len(sets):
@@ -259,6 +260,17 @@ def check_validation(run: RunConfig, one: str, manifest: Manifest) -> None:
     if manifest.dataset_id in (known.removeprefix("streamed:") for known in run.data.dataset_id.split("+")):
         raise UserError(f"validation={one!r} is the set that the run is trained on; give another")
     check_classes(run, one, manifest)
+    check_planes(run, one, manifest)
+
+
+def check_planes(run: RunConfig, one: str, manifest: Manifest) -> None:
+    """Refuse pictures where pairs of photograph and depth are wanted, and pairs where pictures are."""
+    if manifest.planes != run.family.planes:
+        kinds = {1: "pictures", 2: "photographs with depth (graticule prep depth)"}
+        raise UserError(
+            f"data={one!r} holds {kinds[manifest.planes]}, family.kind={run.family.kind!r} is for "
+            f"{kinds[run.family.planes]}; give a set of those"
+        )
 
 
 def dataset_id(sets: Sequence[str], manifests: Sequence[Manifest]) -> str:

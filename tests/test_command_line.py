@@ -17,7 +17,8 @@ VERBS = {
 }
 GROUPS = {
     "probe": {"padding", "stationarity"},
-    "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours", "reconstructions"},
+    "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours"}
+    | {"reconstructions", "depth"},
 }
 
 

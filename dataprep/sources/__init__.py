@@ -6,6 +6,7 @@ from pathlib import Path
 from dataprep.sources.asl import Asl
 from dataprep.sources.celeba import CelebA
 from dataprep.sources.densities import Densities
+from dataprep.sources.depth import Depth
 from dataprep.sources.entry import Entries, Entry, Source
 from dataprep.sources.ffhq import Ffhq
 from dataprep.sources.folder import Folder
@@ -24,6 +25,7 @@ SOURCES: dict[str, Callable[[Path | None, str | None], Source]] = {
     "celeba": CelebA,
     "densities": Densities,
     "glyphs": Glyphs,
+    "depth": Depth,
 }
 
 __all__ = ["SOURCES", "Entries", "Entry", "Source", "open_source"]

@@ -128,10 +128,18 @@ class Source(Protocol):
         """All entries, in order. `size_px` is the side to be stored; sources with several levels choose by it."""
         ...
 
-    def read(self, entry: Entry) -> Image.Image:
-        """The decoded, upright image; raises Rejected when there is none to be had."""
+    def read(self, entry: Entry) -> Image.Image | tuple[Image.Image, ...]:
+        """The decoded, upright image; raises Rejected when there is none to be had.
+
+        A source with an attribute `planes` gives so many images of one size: a picture, and RGB that is coded.
+        """
         ...
 
     def about(self, entry: Entry) -> dict[str, Any]:
         """More of this image for its .json in the shard (signer, attributes, ...); mostly {}."""
         ...
+
+
+def planes_of(source: Source) -> int:
+    """How many images an entry of this source is."""
+    return getattr(source, "planes", 1)

@@ -53,6 +53,8 @@ def write_beton(root: Path, *, workers: int, progress: Callable[[int, int], None
     if workers < 1:
         raise UserError(f"workers={workers}: must be 1 or more")
     manifest, path = load_manifest(root), root / BETON
+    if manifest.planes > 1:
+        raise UserError(f"data={str(root)!r} holds pairs, of which no FFCV copy is made; read it with exec.reader=tar")
     if _problem(root, manifest) is None:
         return path
     reader, layout = ShardReader(root), _Layout(manifest.size_px, manifest.count, _ffcv())

@@ -46,6 +46,7 @@ class Manifest(Config):
     icc: str = "drop"  # embedded colour profiles: converted to srgb, or dropped
     encoding: Literal["png", "jpg", "webp", "raw"]  # raw: pixels as .npy, of which the index names the pixels
     quality: int | None = None  # of a lossy encoding
+    planes: int = Field(default=1, ge=1, le=2)  # squares of a stored sample, top to bottom; 2: photograph, coded depth
     classes: tuple[str, ...] = ()  # class table: label i is classes[i]; empty where there are no labels
     count_in: int = Field(ge=0)  # entries the source offered
     count: int = Field(ge=0)  # images in the shards
@@ -71,6 +72,8 @@ class Manifest(Config):
             "shards": [(s.name, s.count, s.sha256) for s in self.shards],
             "index": self.index_sha256,
         }
+        if self.planes != 1:  # sets of before have none
+            content["planes"] = self.planes
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -56,6 +56,7 @@ class ShardReader:
     def __init__(self, root: Path):
         m = load_manifest(root, full=False)
         self.root, self.size_px, self.encoding, self.classes = root, m.size_px, m.encoding, m.classes
+        self.planes, self.shape = m.planes, (m.planes * m.size_px, m.size_px, 3)  # as stored: height, width, colours
         self._names = [s.name for s in m.shards]
         self._bytes = array("q", (s.bytes for s in m.shards))
         self._ends = array("q", itertools.accumulate(s.count for s in m.shards))
@@ -71,7 +72,7 @@ class ShardReader:
 
     def read(self, i: int) -> tuple[UInt8[np.ndarray, "3 h w"], int]:
         """Image and label (-1 without classes) of sample i."""
-        out = np.empty((self.size_px, self.size_px, 3), dtype=np.uint8)
+        out = np.empty(self.shape, dtype=np.uint8)
         label = self.read_into(i, out)
         return np.ascontiguousarray(out.transpose(2, 0, 1)), label
 
@@ -218,7 +219,7 @@ def batches(
     # The training loop takes an iteration's microbatches at once: one iteration waits while the next is made. Bytes
     # are bounded, as these may be thousands of images; two are enough to keep the threads busy.
     each = max(map(len, slices))
-    fit = AHEAD_BYTES // (each * readers[0].size_px ** 2 * 3)
+    fit = AHEAD_BYTES // (each * math.prod(readers[0].shape))
     ahead = max(2, min(max(2 * len(slices), -(-2 * workers // each)), fit))
     return in_order(share.jobs(nimg, batch_size, slices, workers), threads=workers, ahead=ahead)
 
@@ -237,9 +238,8 @@ class _Share:
     ):
         self.readers, self.seed, self.mirror, self.weights = readers, seed, mirror, weights
         self.block, self.window = block, window
-        self.size_px = readers[0].size_px
-        if len(weights) != len(readers) or not all(map(len, readers)) or len({r.size_px for r in readers}) > 1:
-            sets = ", ".join(f"{r.root} ({len(r)} images of {r.size_px} px)" for r in readers)
+        if len(weights) != len(readers) or not all(map(len, readers)) or len({r.shape for r in readers}) > 1:
+            sets = ", ".join(f"{r.root} ({len(r)} images of {r.shape[0]}x{r.shape[1]} px)" for r in readers)
             raise UserError(f"data: {sets} with weights {list(weights)}; give one size, no empty set, a weight each")
         union = {name: i for i, name in enumerate(dict.fromkeys(name for r in readers for name in r.classes))}
         tables = [{i: union[name] for i, name in enumerate(r.classes)} for r in readers]
@@ -249,7 +249,7 @@ class _Share:
         """A job for each microbatch; its parts are a few images each, so that all threads work on the next one."""
         counts, places = [len(r) for r in self.readers], np.array([i for piece in slices for i in piece])
         ahead = self._read_ahead(nimg, batch_size, frozenset(places.tolist()))
-        buffers = _Buffers((max(map(len, slices)), self.size_px, self.size_px, 3))
+        buffers = _Buffers((max(map(len, slices)), *self.readers[0].shape))
         while True:
             ks = nimg + places
             which, samples = image_at(self.seed, counts, self.weights, ks, self.block, self.window)

@@ -95,7 +95,7 @@ def batches(
         for s in slices
     )
     # Two iterations are decoded ahead, as the training loop takes all of an iteration at once.
-    fit = AHEAD_BYTES // (max(map(len, slices)) * stream.manifest.size_px**2 * 3)
+    fit = AHEAD_BYTES // (max(map(len, slices)) * stream.manifest.planes * stream.manifest.size_px**2 * 3)
     return stream.batches(positions, workers, max(1, min(max(workers, 2 * len(slices)), fit)))
 
 
@@ -225,8 +225,8 @@ class _Stream:
         return max(1, min(count, size * self.manifest.count // sum(s.bytes for s in self.manifest.shards)))
 
     def _batch(self, samples: list[_Sample], positions: Int64[np.ndarray, " n"]) -> Batch:
-        size_px = self.manifest.size_px
-        img = torch.empty((len(samples), size_px, size_px, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        side, high = self.manifest.size_px, self.manifest.planes * self.manifest.size_px
+        img = torch.empty((len(samples), high, side, 3), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
         rows = img.numpy()
         for row, sample in zip(rows, samples, strict=True):
             try:

@@ -2,11 +2,12 @@
 
 from pipeline.families.cips import CIPSConfig
 from pipeline.families.dcgan import DCGANConfig
+from pipeline.families.depth import DepthConfig
 from pipeline.families.mspie import MSPIEConfig
 from pipeline.families.pggan import PGGANConfig
 from pipeline.families.singan import SinGANConfig
-from pipeline.families.vae import VAEConfig
 from pipeline.families.supervised import SupervisedConfig
+from pipeline.families.vae import VAEConfig
 from pipeline.phases import FamilyConfig
 
 KINDS: dict[str, type[FamilyConfig]] = {
@@ -17,4 +18,5 @@ KINDS: dict[str, type[FamilyConfig]] = {
     "singan": SinGANConfig,
     "vae": VAEConfig,
     "supervised": SupervisedConfig,
+    "depth": DepthConfig,
 }

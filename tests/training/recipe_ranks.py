@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 from pipeline.attempt import schedule_of
 from pipeline.chance import key
+from pipeline.phases import Generator
 from pipeline.plan import ExecConfig, RunConfig, override_all
 from pipeline.recipes import recipes
 from pipeline.spec import Batch, UserError
@@ -53,8 +54,9 @@ def small(name: str) -> RunConfig:
     nets: dict[str, Any] = {}
     for net in ("G", "D"):
         config: Any = getattr(run.family, net, None)
-        fields = {k: v for k, v in narrow.items() if k in type(config).model_fields}
-        nets |= {net: config.replace(**fields)} if config is not None else {}
+        if config is not None:
+            fields = {k: v for k, v in narrow.items() if k in type(config).model_fields}
+            nets[net] = config.replace(**fields)
     run = run.replace(family=run.family.replace(**nets), batch_size=2 * run.family.group)
     if run.family.staged() or len(run.family.sizes()) == 1:
         return run
@@ -82,9 +84,13 @@ class Life:
             factor = t.family.stages.factors[t.family.stages.of(nimg)] if t.family.stages else 1
             self.sizes.add(t.family.knobs(nimg).size)
             for part in self.schedule.slices_of(factor):
-                img = torch.stack([_image(nimg + i, self.run.data.size_px) for i in part])
+                img = torch.stack([self._stored(nimg + i) for i in part])
                 yield Batch(img, torch.full((len(part),), -1))
             nimg += factor * self.schedule.batch_size
+
+    def _stored(self, k: int) -> torch.Tensor:
+        squares = [_image(k + i * 10**6, self.run.data.size_px) for i in range(self.run.family.planes)]
+        return torch.cat(squares, dim=1)
 
     def go_on(self, iterations: int) -> None:
         """The real loop; stages are passed until as many iterations of the second one are done."""
@@ -181,14 +187,13 @@ def main(out: Path) -> None:
             resumed = Life(run, engine)
             resumed.training.restore(checkpoint.load(folder, resumed.schedule.fingerprint))
             resumed.go_on(n - half)
-            G, size = resumed.training.G_ema, unseen(run, resumed.training.G_ema)
+            seen[name] |= {"one rank, resumed": resumed.digest()}
+            G = resumed.training.G_ema
+            if not isinstance(G, Generator):
+                continue
+            size = unseen(run, G)
             picture = generate(G, [0, 1], size)
-            seen[name] |= {
-                "one rank, resumed": resumed.digest(),
-                "unseen": size,
-                "drawn": list(picture.shape),
-                "contrast": float(picture[0].std()),
-            }
+            seen[name] |= {"unseen": size, "drawn": list(picture.shape), "contrast": float(picture[0].std())}
         engine.close(failed=False)
     (out / f"seen_{rank}.json").write_text(json.dumps(seen))
 

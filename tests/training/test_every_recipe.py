@@ -41,6 +41,9 @@ def test_it_changes_scale_if_it_has_several(seen, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_its_generator_draws_a_size_and_an_aspect_that_it_never_saw(seen, name):
+    if "unseen" not in seen[name]:
+        assert small(name).family.kind in ("depth", "supervised")  # they draw nothing
+        return
     h, w = seen[name]["unseen"]
     assert h != w
     assert seen[name]["drawn"] == [2, h, w, 3]
