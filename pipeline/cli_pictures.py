@@ -1,5 +1,7 @@
 """The verbs below `graticule look`: pictures that only a per-pixel generator gives (CIPS, 2011.13775), and analyses.
 
+Among these the best of several samples by critic score, as GeoPos (2401.01951) shows its own.
+
 Thin; definitions live in pipeline/synthesis. Where pictures go is decided as for `sample`.
 """
 
@@ -15,12 +17,13 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
     from pipeline.data.reader import ShardReader
 
 AT_ONCE = 64  # pictures of a set that are held together
 
-look = typer.Typer(help="Inside a per-pixel generator: denser grids, some pixels alone, codes, spectra.")
+look = typer.Typer(help="Inside a generator: denser grids, some pixels alone, codes, spectra; the best of several.")
 
 Seeds = Annotated[str, typer.Option(help="For example 0-3 or 1,5,7-9.")]
 Data = Annotated[Path, typer.Option(metavar="DIR", help="Prepared data set (see graticule prep).")]
@@ -254,6 +257,51 @@ def neighbours(
     opened.save(sheet(rows), {"seeds": seeds, "count": count, "by": embedding.stem, "psi": unless_1(truncation_psi)})
     _beside(opened, {"data": str(data), "embedding": str(embedding), "neighbours": listed})
     opened.tell(f"{found.shape[1]} neighbours of {len(numbers)} samples among {len(set_)} pictures")
+
+
+@look.command()
+def best(
+    model: Model,
+    of: Annotated[int, typer.Option(min=2, help="Samples of which one is chosen, for each label.")] = 10,
+    cells: Annotated[int, typer.Option(min=1, help="Of each sheet, where there are no classes.")] = 36,
+    rows: Annotated[int | None, typer.Option(min=1, help="Of each sheet; as many as columns if not given.")] = None,
+    out: Out = None,
+    runs: Runs = RUNS,
+) -> None:
+    """The first sample of each label, and beside it the best of several by critic score; scores go to .json beside."""
+    from pipeline.synthesis.best import best_of
+    from pipeline.synthesis.pictures import sheet
+    from pipeline.synthesis.sample import grid
+
+    opened = open_model(model, runs, "look-best", _png(out))
+    D, classes = _critic(opened), getattr(opened.G, "num_classes", 0)
+    found = best_of(opened.G, D, classes or cells, of)
+    columns = None if rows is None else -(-len(found.first) // rows)
+    what = "label" if classes else "cell"
+    text = f"left: the first sample of each {what}; right: the best 1 of {of} by critic score"
+    opened.save(sheet([(text, [grid(found.first, columns), grid(found.chosen, columns)])]), {"of": of, "rows": rows})
+    sheets = {"first": found.scores[:, 0], "best": found.scores.max(axis=1), "all": found.scores}
+    for name, scores in sheets.items():
+        print(f"{name}: critic score {scores.mean():.4g} on average, standard deviation {scores.std():.4g}")
+    _beside(opened, {"of": of, "picked": found.picked, "scores": found.scores.tolist()})
+    opened.tell(f"first and best 1 of {of} samples of {len(found.first)} {what}s by critic score from {model}")
+
+
+def _critic(opened: Opened) -> "nn.Module":
+    """D of the run's newest checkpoint, in evaluation mode; UserError for one that does not score images alone."""
+    from safetensors.torch import load_file
+
+    from pipeline.families.dcgan import DCGANConfig
+    from pipeline.run import read_run
+
+    if opened.run is None:
+        raise UserError("look best needs the critic, which is not registered with a model; give a run folder")
+    family = read_run(opened.run).family
+    if not isinstance(family, DCGANConfig):
+        raise UserError(f"look best is for runs of dcgan, whose D scores an image by itself, not of {family.kind!r}")
+    D = family.build(0).nets["D"]
+    D.load_state_dict(load_file(opened.run / "checkpoints" / opened.nimg / "D.safetensors"))
+    return D.eval().requires_grad_(False)
 
 
 def _png(out: Path | None) -> Path | None:

@@ -194,7 +194,9 @@ class Generator(Protocol):
         """Raise UserError when this height and width cannot be made."""
         ...
 
-    def mapping(self, z: Float[Tensor, "n z_dim"], c: Int64[Tensor, " n"] | None = None) -> Float[Tensor, "n w_dim"]: ...
+    def mapping(
+        self, z: Float[Tensor, "n z_dim"], c: Int64[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n w_dim"]: ...
 
     def synthesis(
         self, ws: Float[Tensor, "n num_ws w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None

@@ -17,7 +17,7 @@ VERBS = {
 }
 GROUPS = {
     "probe": {"padding", "stationarity"},
-    "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours"},
+    "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours", "best"},
 }
 
 

@@ -196,7 +196,9 @@ class DCGANDiscriminator(nn.Module):
         super().__init__()
         width = [3, *reversed(_widths(cfg.resolution_px, cfg.channel_base))]
         self.coords, seen = _seen(cfg.coords, width[:-1])
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(seen, width[1:], strict=True))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(seen, width[1:], strict=True)
+        )
         self.last = nn.Conv2d(width[-1], 1, HEAD_PX)
         self.project = nn.Embedding(cfg.num_classes, width[-1]) if cfg.num_classes else None
         _initialised(self)

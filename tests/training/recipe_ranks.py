@@ -83,7 +83,8 @@ class Life:
             self.sizes.add(t.family.knobs(nimg).size)
             for part in self.schedule.slices_of(factor):
                 img = torch.stack([_image(nimg + i, self.run.data.size_px) for i in part])
-                yield Batch(img, torch.full((len(part),), -1))
+                classes = self.run.family.num_classes()
+                yield Batch(img, torch.tensor([(nimg + i) % classes if classes else -1 for i in part]))
             nimg += factor * self.schedule.batch_size
 
     def go_on(self, iterations: int) -> None:
