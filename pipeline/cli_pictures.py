@@ -280,9 +280,9 @@ def best(
     what = "label" if classes else "cell"
     text = f"left: the first sample of each {what}; right: the best 1 of {of} by critic score"
     opened.save(sheet([(text, [grid(found.first, columns), grid(found.chosen, columns)])]), {"of": of, "rows": rows})
-    sheets = {"first": found.scores[:, 0], "best": found.scores.max(axis=1), "all": found.scores}
-    for name, scores in sheets.items():
+    for name, scores in {"first": found.scores[:, 0], "best": found.scores.max(axis=1), "all": found.scores}.items():
         print(f"{name}: critic score {scores.mean():.4g} on average, standard deviation {scores.std():.4g}")
+    print(f"the {of} of a {what}: standard deviation {found.scores.std(axis=1).mean():.4g} on average")
     _beside(opened, {"of": of, "picked": found.picked, "scores": found.scores.tolist()})
     opened.tell(f"first and best 1 of {of} samples of {len(found.first)} {what}s by critic score from {model}")
 

@@ -190,5 +190,5 @@ def test_the_cartesian_grid_is_appended_to_the_first_map():
 
 def test_ramps_beyond_the_border_are_refused():
     for config in (SMALL, DCGANDiscriminatorConfig()):
-        with pytest.raises(ValueError, match="coords.padding='ramp' is not made for this network"):
+        with pytest.raises(ValueError, match=r"coords\.padding='ramp' is not made for this network"):
             config.replace(coords=GEO.replace(padding="ramp"))
