@@ -119,6 +119,16 @@ def test_a_label_changes_the_image_and_none_is_the_seeds_own():
     assert torch.equal(G.mapping(z), G.mapping(z, torch.tensor([0, 0])))
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's, about type hints
+def test_a_registered_model_takes_one_label_for_all():
+    from pipeline.tracking.served import Served
+
+    model, seeds = Served(), np.array([5, 7])
+    model.G = config().G.build().eval()
+    np.testing.assert_array_equal(model.predict(None, seeds, {"label": 2}), generate(model.G, [5, 7], labels=[2, 2]))
+    np.testing.assert_array_equal(model.predict(None, seeds, {"label": -1}), generate(model.G, [5, 7]))
+
+
 @pytest.mark.parametrize("phase", [0, 1])
 def test_losses_are_those_of_the_labels(phase):
     """Of D, its penalty, and G; recomputed by hand, and other for other labels."""
