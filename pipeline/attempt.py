@@ -22,7 +22,7 @@ from pipeline.data.feed import batches, manifest_of
 from pipeline.data.order import image_at
 from pipeline.errors import UserError, WorkError
 from pipeline.lock import locked
-from pipeline.plan import ExecConfig, RunConfig, check_data
+from pipeline.plan import ExecConfig, RunConfig, check_data, check_validation
 from pipeline.spec import Batch
 from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
@@ -120,7 +120,7 @@ class _Attempt:
     def go(self) -> Outcome:
         run, exec_, engine = self.run, self.exec_, self.engine
         engine.progress.at("looking at the data")
-        engine.on_main(lambda: check_data(run, exec_, self.sets, [manifest_of(one) for one in self.sets]))
+        engine.on_main(self._check_sets)
         torch.manual_seed(key(run.seed, "init") >> 65)
         self.schedule = schedule_of(run, exec_, engine.rank)
         engine.progress.at("building the networks")
@@ -149,6 +149,11 @@ class _Attempt:
             if self.saver:
                 self.saver.close()
             self.log.close(final=outcome == "done")
+
+    def _check_sets(self) -> None:
+        check_data(self.run, self.exec_, self.sets, [manifest_of(one) for one in self.sets])
+        for one in self.validation:
+            check_validation(self.run, one, manifest_of(one))
 
     @property
     def _root(self) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import cli_data, cli_import, cli_pictures, cli_synthesis
+from pipeline import cli_critic, cli_data, cli_import, cli_synthesis
 from pipeline.cli_synthesis import RUNS, Runs
 from pipeline.errors import UserError, WorkError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 for verb in (*cli_data.VERBS, *cli_synthesis.VERBS, *cli_import.VERBS):
     app.command(verb.__name__.rstrip("_"))(verb)
 app.add_typer(cli_synthesis.probe, name="probe")
-app.add_typer(cli_pictures.look, name="look")
+app.add_typer(cli_critic.look, name="look")
 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. batch_size=16.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what two CPU cores can train.")]
@@ -66,8 +66,16 @@ def main() -> None:
 def recipes(
     paper: Annotated[str, typer.Argument(help="Only those of one paper, for example mspie; all if not given.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+    encodings: Annotated[bool, typer.Option("--encodings", help="Which encoding works with which family.")] = False,
 ) -> None:
     """What can be trained, and what was published."""
+    if encodings:
+        from pipeline.families.encodings import markdown as table_of_encodings
+
+        if paper or markdown:
+            raise UserError(f"--encodings is a table of its own; leave out {'--markdown' if markdown else repr(paper)}")
+        print("\n".join(table_of_encodings()))
+        return
     from rich.console import Console
     from rich.table import Table
 

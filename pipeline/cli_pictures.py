@@ -1,7 +1,5 @@
 """The verbs below `graticule look`: pictures that only a per-pixel generator gives (CIPS, 2011.13775), and analyses.
 
-Among these the best of several samples by critic score, as GeoPos (2401.01951) shows its own.
-
 Thin; definitions live in pipeline/synthesis. Where pictures go is decided as for `sample`.
 """
 
@@ -17,13 +15,14 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
 
     from pipeline.data.reader import ShardReader
 
 AT_ONCE = 64  # pictures of a set that are held together
 
-look = typer.Typer(help="Inside a generator: denser grids, some pixels alone, codes, spectra; the best of several.")
+look = typer.Typer(
+    help="Inside a generator: denser grids, some pixels alone, codes, spectra, reconstructions, the best of several."
+)
 
 Seeds = Annotated[str, typer.Option(help="For example 0-3 or 1,5,7-9.")]
 Data = Annotated[Path, typer.Option(metavar="DIR", help="Prepared data set (see graticule prep).")]
@@ -180,7 +179,7 @@ def spectra(
     from pipeline.synthesis.sample import generate
     from pipeline.synthesis.spectra import as_picture, spectrum
 
-    opened = open_model(model, runs, "look-spectra", _png(out))
+    opened = open_model(model, runs, "look-spectra", png(out))
     others = {name: open_model(name, runs, "look-spectra", None).G for name in against or []}
     set_ = _set_of(data, opened)
     found = {"real": spectrum(_photographs(set_, _spread(len(set_), images)))}
@@ -197,7 +196,7 @@ def spectra(
     text = ", ".join(f"{name} ({s.count})" for name, s in found.items())
     picture = sheet([(f"mean spectra: {text}", list(maps.values())), ("azimuthal means", [curves])])
     opened.save(picture, {"px": set_.size_px, "images": images, "against": len(others) or None})
-    _beside(opened, {n: {"images": s.count, "power": s.power.tolist()} for n, s in found.items()})
+    beside(opened, {n: {"images": s.count, "power": s.power.tolist()} for n, s in found.items()})
     opened.tell(f"spectra of {text}")
 
 
@@ -211,7 +210,7 @@ def codes(model: Model, size: Size = "", out: Out = None, runs: Runs = RUNS) -> 
     from pipeline.synthesis.spectra import as_picture
 
     wanted = parse_size(size)
-    opened = open_model(model, runs, "look-codes", _png(out))
+    opened = open_model(model, runs, "look-codes", png(out))
     found = codes_of(opened.G, wanted)
     maps = as_picture({name: magnitude_db(code) for name, code in found.items()})
     rows, numbers = [], {}
@@ -223,7 +222,7 @@ def codes(model: Model, size: Size = "", out: Out = None, runs: Runs = RUNS) -> 
         numbers[name] = {"explained": first.explained.tolist()}
     what = "x".join(map(str, next(iter(found.values())).shape[:2]))
     opened.save(sheet(rows), {"px": what})
-    _beside(opened, numbers)
+    beside(opened, numbers)
     opened.tell(f"{' and '.join(found)} on a grid of {what} from {model}")
 
 
@@ -244,7 +243,7 @@ def neighbours(
     from pipeline.synthesis.sample import generate, parse_seeds
 
     numbers, embed = parse_seeds(seeds), load_embedding(embedding)
-    opened = open_model(model, runs, "look-neighbours", _png(out))
+    opened = open_model(model, runs, "look-neighbours", png(out))
     set_ = _set_of(data, opened)
     images = generate(opened.G, numbers, None, truncation_psi)
     bank = (embed(stacked(batch)) for batch in _photographs(set_, range(len(set_))))
@@ -255,62 +254,41 @@ def neighbours(
         rows.append((f"seed {seed}: nearest at {', '.join(f'{d:.3g}' for d in far)}", [image, *pictures]))
         listed.append({"seed": seed, "samples": near, "distances": far})
     opened.save(sheet(rows), {"seeds": seeds, "count": count, "by": embedding.stem, "psi": unless_1(truncation_psi)})
-    _beside(opened, {"data": str(data), "embedding": str(embedding), "neighbours": listed})
+    beside(opened, {"data": str(data), "embedding": str(embedding), "neighbours": listed})
     opened.tell(f"{found.shape[1]} neighbours of {len(numbers)} samples among {len(set_)} pictures")
 
 
 @look.command()
-def best(
+def reconstructions(
     model: Model,
-    of: Annotated[int, typer.Option(min=2, help="Samples of which one is chosen, for each label.")] = 10,
-    cells: Annotated[int, typer.Option(min=1, help="Of each sheet, where there are no classes.")] = 36,
-    rows: Annotated[int | None, typer.Option(min=1, help="Of each sheet; as many as columns if not given.")] = None,
+    data: Data,
+    count: Annotated[int, typer.Option(min=1, max=AT_ONCE, help="Pictures, at even distances in the set.")] = 8,
     out: Out = None,
     runs: Runs = RUNS,
 ) -> None:
-    """The first sample of each label, and beside it the best of several by critic score; scores go to .json beside."""
-    from pipeline.synthesis.best import best_of
+    """Pictures of a set above what an autoencoder (vae) makes of them."""
     from pipeline.synthesis.pictures import sheet
-    from pipeline.synthesis.sample import grid
+    from pipeline.synthesis.reconstruct import autoencoder, reconstructed
 
-    opened = open_model(model, runs, "look-best", _png(out))
-    D, classes = _critic(opened), getattr(opened.G, "num_classes", 0)
-    found = best_of(opened.G, D, classes or cells, of)
-    columns = None if rows is None else -(-len(found.first) // rows)
-    what = "label" if classes else "cell"
-    text = f"left: the first sample of each {what}; right: the best 1 of {of} by critic score"
-    opened.save(sheet([(text, [grid(found.first, columns), grid(found.chosen, columns)])]), {"of": of, "rows": rows})
-    for name, scores in {"first": found.scores[:, 0], "best": found.scores.max(axis=1), "all": found.scores}.items():
-        print(f"{name}: critic score {scores.mean():.4g} on average, standard deviation {scores.std():.4g}")
-    print(f"the {of} of a {what}: standard deviation {found.scores.std(axis=1).mean():.4g} on average")
-    _beside(opened, {"of": of, "picked": found.picked, "scores": found.scores.tolist()})
-    opened.tell(f"first and best 1 of {of} samples of {len(found.first)} {what}s by critic score from {model}")
+    opened = open_model(model, runs, "look-reconstructions", out)
+    G = autoencoder(opened.G)
+    set_ = _set_of(data, opened)
+    (images,) = _photographs(set_, _spread(len(set_), count))
+    name = Path(data).name
+    opened.save(
+        sheet([(f"of {name}", list(images)), ("reconstructed", list(reconstructed(G, images)))]),
+        {"px": px(images), "of": name, "count": len(images)},
+    )
+    opened.tell(f"{len(images)} pictures of {data} above their reconstructions")
 
 
-def _critic(opened: Opened) -> "nn.Module":
-    """D of the run's newest checkpoint, in evaluation mode; UserError for one that does not score images alone."""
-    from safetensors.torch import load_file
-
-    from pipeline.families.dcgan import DCGANConfig
-    from pipeline.run import read_run
-
-    if opened.run is None:
-        raise UserError("look best needs the critic, which is not registered with a model; give a run folder")
-    family = read_run(opened.run).family
-    if not isinstance(family, DCGANConfig):
-        raise UserError(f"look best is for runs of dcgan, whose D scores an image by itself, not of {family.kind!r}")
-    D = family.build(0).nets["D"]
-    D.load_state_dict(load_file(opened.run / "checkpoints" / opened.nimg / "D.safetensors"))
-    return D.eval().requires_grad_(False)
-
-
-def _png(out: Path | None) -> Path | None:
+def png(out: Path | None) -> Path | None:
     if out and out.suffix != ".png":
         raise UserError(f"out={str(out)!r}: expected a name that ends in .png; the numbers go beside it, to .json")
     return out
 
 
-def _beside(opened: Opened, numbers: object) -> None:
+def beside(opened: Opened, numbers: object) -> None:
     from pipeline.config import write_atomic
 
     opened.write(

@@ -256,7 +256,7 @@ def check_validation(run: RunConfig, one: str, manifest: Manifest) -> None:
             f"validation={one!r} holds {manifest.count} images of {manifest.size_px} px, the run trains on "
             f"data.size_px={run.data.size_px}; prepare it with --size {run.data.size_px}"
         )
-    if manifest.dataset_id in run.data.dataset_id.split("+"):
+    if manifest.dataset_id in (known.removeprefix("streamed:") for known in run.data.dataset_id.split("+")):
         raise UserError(f"validation={one!r} is the set that the run is trained on; give another")
     check_classes(run, one, manifest)
 

@@ -17,7 +17,20 @@ VERBS = {
 }
 GROUPS = {
     "probe": {"padding", "stationarity"},
-    "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours", "best"},
+    "look": {
+        *(
+            "dense",
+            "foveated",
+            "panorama",
+            "mix",
+            "zeroed",
+            "spectra",
+            "codes",
+            "neighbours",
+            "reconstructions",
+            "best",
+        ),
+    },
 }
 
 

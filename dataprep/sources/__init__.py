@@ -5,9 +5,11 @@ from pathlib import Path
 
 from dataprep.sources.asl import Asl
 from dataprep.sources.celeba import CelebA
+from dataprep.sources.densities import Densities
 from dataprep.sources.entry import Entries, Entry, Source
 from dataprep.sources.ffhq import Ffhq
 from dataprep.sources.folder import Folder
+from dataprep.sources.glyphs import Glyphs
 from dataprep.sources.lsun import Lsun
 from dataprep.sources.photos import Photos
 from pipeline.config import nearest
@@ -20,6 +22,8 @@ SOURCES: dict[str, Callable[[Path | None, str | None], Source]] = {
     "lsun": Lsun,
     "asl": Asl,
     "celeba": CelebA,
+    "densities": Densities,
+    "glyphs": Glyphs,
 }
 
 __all__ = ["SOURCES", "Entries", "Entry", "Source", "open_source"]

@@ -5,6 +5,8 @@ from pipeline.families.dcgan import DCGANConfig
 from pipeline.families.mspie import MSPIEConfig
 from pipeline.families.pggan import PGGANConfig
 from pipeline.families.singan import SinGANConfig
+from pipeline.families.supervised import SupervisedConfig
+from pipeline.families.vae import VAEConfig
 from pipeline.phases import FamilyConfig
 
 KINDS: dict[str, type[FamilyConfig]] = {
@@ -13,4 +15,6 @@ KINDS: dict[str, type[FamilyConfig]] = {
     "pggan": PGGANConfig,
     "dcgan": DCGANConfig,
     "singan": SinGANConfig,
+    "vae": VAEConfig,
+    "supervised": SupervisedConfig,
 }

@@ -110,9 +110,13 @@ class CoordChannels(nn.Module):
         return f"{self.spec.mode}, {self.count} over {self.dims} dimensions"
 
     def ramp(
-        self, shape: Sequence[int], device: torch.device, margins: Sequence[tuple[int, int]] = ()
+        self,
+        shape: Sequence[int],
+        device: torch.device,
+        margins: Sequence[tuple[int, int]] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "k ..."]:
-        """Unshifted channels in float32; `margins` go beyond either end of each dimension, at the same slope.
+        """Unshifted channels; `margins` go beyond either end of each dimension, at the same slope.
 
         A dimension of length 1 has the coordinate of its first end.
         """
@@ -120,7 +124,7 @@ class CoordChannels(nn.Module):
         axes = []
         for d, length in enumerate(shape):
             before, after = margins[d] if margins else (0, 0)
-            at = torch.arange(-before, length + after, dtype=torch.float32, device=device)
+            at = torch.arange(-before, length + after, dtype=dtype, device=device)
             axes.append(low + (high - low) * at / max(1, length - 1))
         grids = torch.meshgrid(*axes, indexing="ij")
         if self.spec.mode not in AXES:
@@ -153,10 +157,15 @@ class CoordChannels(nn.Module):
         return F.pad(s, (0, int(spec.radius)))
 
     def forward(self, x: Float[Tensor, "n c *shape"]) -> Float[Tensor, "n ck *shape"]:
-        """x with the channels behind its own. They are computed in float32 and take x's type."""
+        """x with the channels behind its own. They are computed in float32, or in x's type if that is finer.
+
+        What a convolution then puts around them is its own affair: `spec.padding` has no effect here.
+        """
         if not self.count:
             return x
-        g = self.ramp(x.shape[2:], x.device).expand(len(x), self.count, *x.shape[2:])
+        g = self.ramp(x.shape[2:], x.device, dtype=torch.promote_types(x.dtype, torch.float32)).expand(
+            len(x), self.count, *x.shape[2:]
+        )
         s = self.shift(len(x), x.device)
         if s is not None:
             g = g + s.reshape(*s.shape, *[1] * self.dims)
@@ -175,16 +184,16 @@ def shifted(nets: Iterable[nn.Module], seeds: Sequence[int], batch_seed: int) ->
     The k-th forward of a layer has draws of its own, so the order of forwards is part of the result.
     """
     before = []
-    for i, net in enumerate(nets):
-        layers = [c for c in coord_layers(net) if c.spec.shifts]
-        shifts = Shifts(i, seeds, batch_seed, len(layers), _device_of(net)) if layers else None
-        for number, layer in enumerate(layers):
-            before.append((layer, layer.layer, layer.forwards, layer.shifts))
-            layer.layer, layer.forwards, layer.shifts = number, 0, shifts
     try:
+        for i, net in enumerate(nets):
+            layers = [c for c in coord_layers(net) if c.spec.shifts]
+            shifts = Shifts(i, seeds, batch_seed, len(layers), _device_of(net)) if layers else None
+            for number, layer in enumerate(layers):
+                before.append((layer, layer.layer, layer.forwards, layer.shifts))
+                layer.layer, layer.forwards, layer.shifts = number, 0, shifts
         yield
     finally:
-        for layer, *state in before:
+        for layer, *state in reversed(before):  # a layer of two networks stands there twice
             layer.layer, layer.forwards, layer.shifts = state
 
 
@@ -197,4 +206,4 @@ def shifted_by(nets: Iterable[nn.Module], chance: Chance, name: str = "shift") -
 
 
 def _device_of(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
+    return next((p.device for p in net.parameters()), torch.device("cpu"))

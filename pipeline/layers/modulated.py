@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.layers.equalized import LRELU_GAIN, EqualizedLinear, lrelu
+from pipeline.layers.coords import CoordChannels, CoordSpec
+from pipeline.layers.equalized import LRELU_GAIN, EqualizedLinear, lrelu, with_coords
 from pipeline.layers.resample import fir
 
 TINY = 1e-30  # instead of dividing by a maximum of zero
@@ -33,6 +34,8 @@ class ModulatedConv2d(nn.Module):
     On float16 input s and the rows of W are divided by their largest magnitudes, so that no sum overflows: from
     activations within +-256 it stays below 256 sqrt(fan_in). d takes the factor up; without d the output, then
     float32, is multiplied by it (2006.06676, appendix).
+    `coords`: coordinate channels are further inputs, each with a style of its own, and take part in d. They are
+    computed in float32 and rounded to x's type.
     """
 
     def __init__(
@@ -45,9 +48,12 @@ class ModulatedConv2d(nn.Module):
         demodulate: bool = True,
         padding: int | None = None,
         deconv: bool = False,
+        coords: CoordSpec = CoordSpec(),
     ):
         """`padding`: zeros at each side of an ordinary convolution; None keeps the size."""
         super().__init__()
+        self.coords = CoordChannels(coords, dims=2)
+        in_channels += self.coords.count
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.affine = EqualizedLinear(w_dim, in_channels, bias_init=1.0)
         self.scale = 1 / sqrt(in_channels * kernel * kernel)
@@ -65,11 +71,12 @@ class ModulatedConv2d(nn.Module):
             if self.demodulate:
                 energy = (self.weight * scale).square().sum(dim=(2, 3))
                 d = torch.rsqrt(s.square() @ energy.T + eps)
+        x, padding = with_coords(x, self.coords, 0 if self.deconv else self.padding)
         x, weight = x * s.to(x.dtype)[:, :, None, None], (self.weight * scale).to(x.dtype)
         if self.deconv:
             y = fir(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), pad=1, gain=4)
         else:
-            y = F.conv2d(x, weight, padding=self.padding)
+            y = F.conv2d(x, weight, padding=padding)
         if d is not None:
             return y * d.to(y.dtype)[:, :, None, None]
         return y if factor is None else y.float() * factor[:, :, None, None]

@@ -8,9 +8,15 @@ from pipeline.models.dcgan import DCGANGeneratorConfig
 from pipeline.models.mspie import MSPIEGeneratorConfig
 from pipeline.models.pggan import PGGANGeneratorConfig
 from pipeline.models.singan import SinGANGeneratorConfig
+from pipeline.models.vae import VAEGeneratorConfig
 
 GeneratorConfig = (
-    MSPIEGeneratorConfig | CIPSGeneratorConfig | PGGANGeneratorConfig | DCGANGeneratorConfig | SinGANGeneratorConfig
+    MSPIEGeneratorConfig
+    | CIPSGeneratorConfig
+    | PGGANGeneratorConfig
+    | DCGANGeneratorConfig
+    | SinGANGeneratorConfig
+    | VAEGeneratorConfig
 )
 
 GENERATORS: dict[str, type[GeneratorConfig]] = {
@@ -19,4 +25,5 @@ GENERATORS: dict[str, type[GeneratorConfig]] = {
     "pggan": PGGANGeneratorConfig,
     "dcgan": DCGANGeneratorConfig,
     "singan": SinGANGeneratorConfig,
+    "vae": VAEGeneratorConfig,
 }

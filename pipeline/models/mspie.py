@@ -2,7 +2,9 @@
 
 A positional code at the head replaces the learned constant, so one set of weights makes every size whose sides
 are multiples of 2^num_upblocks. All up-sampling blocks but the stock one use align-corners bilinear; without padding
-a block is 2h + 4 -> 2h + 2 -> 2h. Knows neither scales' probabilities nor losses.
+a block is 2h + 4 -> 2h + 2 -> 2h. `coords` (GeoPos, 2401.01951; no paper crossed the two) are further inputs of every
+3x3 convolution, at the resolution of its input; our choice: toRGB's 1x1 have none. Knows neither scales'
+probabilities nor losses.
 """
 
 from itertools import pairwise
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Config, added
+from pipeline.layers.coords import CoordSpec
 from pipeline.layers.equalized import lrelu
 from pipeline.layers.modulated import ModulatedConv2d
 from pipeline.layers.noise import noise_maps
@@ -45,6 +48,7 @@ class MSPIEGeneratorConfig(Config):
     block: Block = added("conv_up")  # Parity: the release convolves, then up-samples; deconv: StyleGAN2's own
     padding: Padding = added("zero")  # none: a head larger by 2, and convolutions that only see what there is
     padded_skip: bool = added(False)  # Parity: the release, without padding, still zero-pads the RGB skip path
+    coords: CoordSpec = added(CoordSpec())  # coordinate channels of all 3x3 convolutions, or of the first one
 
     @model_validator(mode="after")
     def _values_agree(self) -> "MSPIEGeneratorConfig":
@@ -61,6 +65,8 @@ class MSPIEGeneratorConfig(Config):
             raise ValueError("resize='expand' needs a code that can be rebuilt; a learned constant is 'interp'")
         if self.head == "spe" and self.channel_max % 4:
             raise ValueError(f"channel_max={self.channel_max} must be a multiple of 4 for the sinusoidal code")
+        if self.padding == "none" and self.coords.padding == "ramp":
+            raise ValueError("coords.padding='ramp' has no effect with padding='none'; leave it out")
         if self.fp16_blocks > self.num_upblocks:
             raise ValueError(f"fp16_blocks={self.fp16_blocks} is more than num_upblocks={self.num_upblocks}")
         return self
@@ -75,11 +81,19 @@ class MSPIEGeneratorConfig(Config):
 class StyledConv(nn.Module):
     """Modulated 3x3 with its up-sampling (`up`), noise, bias, leaky ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, padding: Padding, *, up: Block | None = None):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        padding: Padding,
+        *,
+        up: Block | None = None,
+        coords: CoordSpec = CoordSpec(),
+    ):
         super().__init__()
-        self.conv = ModulatedConv2d(
-            in_channels, out_channels, 3, w_dim, padding=int(padding == "zero"), deconv=up == "deconv"
-        )
+        pad, deconv = int(padding == "zero"), up == "deconv"
+        self.conv = ModulatedConv2d(in_channels, out_channels, 3, w_dim, padding=pad, deconv=deconv, coords=coords)
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.up, self.margin = up, 0 if padding == "zero" else 4  # what this convolution and the next take away
@@ -130,12 +144,13 @@ class MSPIEGenerator(nn.Module):
             self.const = nn.Parameter(torch.randn(head_channels, *self.base_grid()))
         self.head_channels = head_channels
         skip_is_padded = cfg.padding == "zero" or cfg.padded_skip
-        self.convs = nn.ModuleList([StyledConv(head_channels, width[0], cfg.w_dim, cfg.padding)])
+        first, later = cfg.coords.at(0), cfg.coords.at(1)
+        self.convs = nn.ModuleList([StyledConv(head_channels, width[0], cfg.w_dim, cfg.padding, coords=first)])
         self.to_rgbs = nn.ModuleList([ToRGB(width[0], cfg.w_dim, padded=skip_is_padded)])
         for a, b in pairwise(width):
             self.convs += [
-                StyledConv(a, b, cfg.w_dim, cfg.padding, up=cfg.block),
-                StyledConv(b, b, cfg.w_dim, cfg.padding),
+                StyledConv(a, b, cfg.w_dim, cfg.padding, up=cfg.block, coords=later),
+                StyledConv(b, b, cfg.w_dim, cfg.padding, coords=later),
             ]
             self.to_rgbs.append(ToRGB(b, cfg.w_dim, padded=skip_is_padded))
         self.num_ws = len(self.convs) + 1

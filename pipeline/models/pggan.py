@@ -2,7 +2,9 @@
 
 Both hold all levels from the start and use those that training has reached, the newest at its share (`fade`).
 `padding=False`: the map before each pair of 3x3 convolutions is interpolated to 4 pixels more, and they take those
-away again. `head="spe"`: the sinusoidal code is added to the map that feeds the first convolution. Knows no schedule.
+away again. `head="spe"`: the sinusoidal code is added to the map that feeds the first convolution. `coords` (GeoPos,
+2401.01951; no paper crossed the two) are further inputs of G's 3x3 convolutions; our choice: its 1x1 and D have none.
+Knows no schedule.
 Differs from reference: none of this was released; that the padding-free first map is 6x6 and carries the code is our
 reading. The minibatch-std group is configured, never derived from the batch.
 """
@@ -17,7 +19,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import Config
+from pipeline.config import Config, added
+from pipeline.layers.coords import CoordSpec
 from pipeline.layers.equalized import EqualizedConv2d, EqualizedLinear
 from pipeline.layers.modulated import fp32
 from pipeline.layers.norm import minibatch_std, pixel_norm
@@ -92,8 +95,10 @@ def _with_gain(layer: Any, gain: float) -> Any:
     return layer
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, padding: int = 0, bias: bool = True) -> EqualizedConv2d:
-    return _with_gain(EqualizedConv2d(in_channels, out_channels, kernel, padding=padding, bias=bias), sqrt(2))
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, padding: int = 0, coords: CoordSpec = CoordSpec()
+) -> EqualizedConv2d:
+    return _with_gain(EqualizedConv2d(in_channels, out_channels, kernel, padding=padding, coords=coords), sqrt(2))
 
 
 def _lrelu(x: Tensor) -> Tensor:
@@ -115,6 +120,7 @@ class PGGANGeneratorConfig(Config):
     padding: bool = True  # False: no zero padding anywhere
     head: Literal["none", "spe"] = "none"  # added to the first map, rebuilt at each size
     convention: Convention = "release"  # Parity: formulas of the StyleGAN2 release, or as printed ("paper")
+    coords: CoordSpec = added(CoordSpec())  # coordinate channels of all 3x3 convolutions, or of the first one
 
     _power_of_two = field_validator("resolution_px")(power_of_two)
 
@@ -122,6 +128,8 @@ class PGGANGeneratorConfig(Config):
     def _values_agree(self) -> "PGGANGeneratorConfig":
         if self.head == "spe" and self.channel_max % 4:
             raise ValueError(f"channel_max={self.channel_max} must be a multiple of 4 for the sinusoidal code")
+        if not self.padding and self.coords.padding == "ramp":
+            raise ValueError("coords.padding='ramp' has no effect with padding=false; leave it out")
         return self
 
     def build(self) -> "PGGANGenerator":
@@ -131,10 +139,10 @@ class PGGANGeneratorConfig(Config):
 class UpBlock(nn.Module):
     """To twice the size, then two 3x3: nearest and zero-padded, or bilinear to 4 pixels more and unpadded."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, padding: bool):
+    def __init__(self, in_channels: int, out_channels: int, *, padding: bool, coords: CoordSpec):
         super().__init__()
-        self.conv0 = _conv(in_channels, out_channels, 3, int(padding))
-        self.conv1 = _conv(out_channels, out_channels, 3, int(padding))
+        self.conv0 = _conv(in_channels, out_channels, 3, int(padding), coords)
+        self.conv1 = _conv(out_channels, out_channels, 3, int(padding), coords)
         self.padding = padding
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o 2*h 2*w"]:
@@ -157,8 +165,9 @@ class PGGANGenerator(Growing):
         self.cfg, self.z_dim, self.side = cfg, cfg.z_dim, HEAD_PX if cfg.padding else HEAD_PX + 2
         self.fc = _with_gain(EqualizedConv2d(cfg.z_dim, width[0] * self.side**2, 1, bias=False), sqrt(2) / 4)
         self.bias = nn.Parameter(torch.zeros(width[0]))  # one a channel, as in the original
-        self.conv = _conv(width[0], width[0], 3, int(cfg.padding))
-        self.blocks = nn.ModuleList(UpBlock(a, b, padding=cfg.padding) for a, b in pairwise(width))
+        self.conv = _conv(width[0], width[0], 3, int(cfg.padding), cfg.coords.at(0))
+        later = cfg.coords.at(1)
+        self.blocks = nn.ModuleList(UpBlock(a, b, padding=cfg.padding, coords=later) for a, b in pairwise(width))
         self.to_rgbs = nn.ModuleList(EqualizedConv2d(channels, 3, 1) for channels in width)
 
     @property

@@ -4,9 +4,9 @@ Microbatches and draws follow from positions in the set alone, ranks share the m
 images are summed in their order. Knows neither the measures nor when they are taken.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import fsum
+from math import fsum, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.chance import Chance
 from pipeline.data.reader import ShardReader
+from pipeline.layers.coords import shifted_by
 from pipeline.phases import Family, Step
 from pipeline.spec import Batch
 from pipeline.training.engine import Engine
@@ -49,13 +50,13 @@ class Validation:
             micro = to_device(family, batch, ids, size, engine.device)
             chance = Chance(self.seed, "validation", 0, micro.ids, engine.device)
             step = Step(micro.real, size, chance, frozenset(), {}, micro.c)
-            with engine.autocast():
+            with shifted_by(nets.values(), chance), engine.autocast():
                 terms = self.measure(nets, step)
             mine.append((ids[0], {name: values.double().tolist() for name, values in terms.items()}))
             engine.progress.at("validation")
         parts = sorted((part for of_rank in engine.gather(mine) for part in of_rank), key=lambda part: part[0])
         names = parts[0][1] if parts else {}
-        return {name: fsum(v for _, p in parts for v in p[name]) / len(reader) for name in names}
+        return {name: _mean([v for _, p in parts for v in p[name]]) for name in names}
 
     def _batches(self, reader: ShardReader) -> Iterator[tuple[list[int], Batch]]:
         """This rank's share, with positions in the set; images as stored, none mirrored."""
@@ -65,3 +66,8 @@ class Validation:
                 ids = list(range(first, min(first + at_once, n)))
                 images, labels = zip(*threads.map(reader.read, ids), strict=True)
                 yield ids, Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels))
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Rounded once; of values that are not all finite, what IEEE makes of them, where fsum may raise."""
+    return (fsum(values) if all(map(isfinite, values)) else sum(values)) / len(values)

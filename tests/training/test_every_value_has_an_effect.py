@@ -99,6 +99,18 @@ UNPADDED = {
     "family.G.padding": ["family.G.block=up_conv", "family.G.padding=none"],
     "family.G.padded_skip": ["family.G.block=up_conv", "family.G.padding=none", "family.G.padded_skip=true"],
 }
+GEO = "family.G.coords.mode=geo"
+COORDS = {  # see test_every_field_of_the_coordinate_channels_changes_what_is_trained
+    "family.G.coords.mode": [GEO],
+    "family.G.coords.layers": [GEO, "family.G.coords.layers=first"],
+    "family.G.coords.shift": [GEO, "family.G.coords.shift=normal"],
+    "family.G.coords.shift_range": [GEO, "family.G.coords.shift_range=[0, 1]"],
+    "family.G.coords.draw": [GEO, "family.G.coords.draw=batch"],
+    "family.G.coords.per_layer": [GEO, "family.G.coords.per_layer=false"],
+    "family.G.coords.coord_range": [GEO, "family.G.coords.coord_range=[0, 2]"],
+    "family.G.coords.padding": [GEO, "family.G.coords.padding=ramp"],
+    "family.G.coords.radius": ["family.G.coords.mode=coord", "family.G.coords.radius=true"],
+}
 PARTS = {
     "family.patch_px": ["family.patch_px=8", "family.D.resolution_px=8"],
     "family.crop_of_px": ["family.crop_of_px=24", "data.size_px=24"],
@@ -114,6 +126,9 @@ TOGETHER = {  # values that must agree with each other
 }
 IDENTITY = {"recipe", "data.dataset_id"}  # name the run; see test_names_and_data_sets_tell_runs_apart
 TAGS = {"family.kind", "family.G.kind"}  # choose the classes that hold all the others
+EVALUATION = {  # fields that training does not see -> the test that would fail if the field were ignored
+    "family.G.coords.stochastic_eval": "models/test_crossing.py::test_shifts_in_evaluation_on_request",
+}
 
 
 def leaves(config: Config, prefix: str = "") -> list[str]:
@@ -186,7 +201,8 @@ def unchanged():
 
 @pytest.mark.parametrize("recipe", [MSPIE, CIPS])
 def test_every_field_has_a_row(recipe):
-    known = set(OTHER[recipe]) | set(TOGETHER[recipe]) | IDENTITY | TAGS
+    known = set(OTHER[recipe]) | set(TOGETHER[recipe]) | IDENTITY | TAGS | set(EVALUATION)
+    known |= set(COORDS) if recipe == MSPIE else set()
     assert set(leaves(base(recipe))) - known == set()
 
 
@@ -205,6 +221,12 @@ def test_changing_the_value_changes_what_is_trained(recipe, field, unchanged):
         assert a != b
         return
     assert trained(base(recipe, *sets)) != unchanged[recipe]
+
+
+def test_every_field_of_the_coordinate_channels_changes_what_is_trained():
+    """And more than the mode that it needs. After one iteration, in which all regularisers are due."""
+    sets, short = [[], ["family.G.coords.mode=coord"], *COORDS.values()], (*HALF[MSPIE], "total_kimg=0.012")
+    assert len({trained(base(MSPIE, *short, *one)) for one in sets}) == len(sets)
 
 
 def test_padding_and_its_skip_path_change_more_than_the_block_that_they_need(unchanged):
@@ -248,6 +270,7 @@ EXEC = {  # field of ExecConfig -> the test that would fail if the field were ig
     "workers": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "status_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "sample_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
+    "validate_kimg": "training/test_validation.py::test_it_measures_when_it_is_due_and_at_the_end",
     "checkpoint_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "keep": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",
     "milestone_kimg": "training/test_every_value_has_an_effect.py::test_every_way_of_executing_is_obeyed",

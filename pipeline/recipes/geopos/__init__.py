@@ -1,1 +1,1 @@
-"""GeoPos (2401.01951): its experiments, of which the paper states neither networks nor lengths; all of that is our choice."""
+"""GeoPos (2401.01951): its experiments. The paper states neither networks nor lengths: all of that is our choice."""
