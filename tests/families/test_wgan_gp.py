@@ -230,7 +230,7 @@ def test_ranks_and_microbatches_are_counted_in_groups_of_batch_norm():
 
 SHARED = {
     "lr": 0.01, "beta1": 0.7, "beta2": 0.8, "eps": 0.1, "gp_weight": 1, "drift_weight": 0.1, "G_every": 2,
-    "ema_kimg": 0.1, "G.z_dim": 12, "G.padding": "false", "G.head": "spe",
+    "ema_kimg": 0.1, "G.z_dim": 12, "G.padding": "false", "G.head": "spe", "G.coords.mode": "geo",
 }  # fmt: skip
 OTHER = {
     "pggan": {
@@ -238,8 +238,7 @@ OTHER = {
         "fade_kimg": 0.032, "batch_factors": "[1, 1]", "lr_factors": "[1, 2]",
     },
     "dcgan": {
-        **SHARED, "G.channel_base": 12, "D.channel_base": 12, "G.bn_group": 2, "G.coords.mode": "geo",
-        "D.coords.mode": "coord",
+        **SHARED, "G.channel_base": 12, "D.channel_base": 12, "G.bn_group": 2, "D.coords.mode": "coord",
     },
 }  # fmt: skip
 NOT_BY_ITSELF = {"diversity_interval", "G.num_classes", "D.num_classes"}  # see test_conditional.py
