@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import cli_data, cli_import, cli_pictures, cli_synthesis
+from pipeline import cli_critic, cli_data, cli_import, cli_synthesis
 from pipeline.cli_synthesis import RUNS, Runs
 from pipeline.errors import UserError, WorkError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 for verb in (*cli_data.VERBS, *cli_synthesis.VERBS, *cli_import.VERBS):
     app.command(verb.__name__.rstrip("_"))(verb)
 app.add_typer(cli_synthesis.probe, name="probe")
-app.add_typer(cli_pictures.look, name="look")
+app.add_typer(cli_critic.look, name="look")
 
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. batch_size=16.")]
 Tiny = Annotated[bool, typer.Option("--tiny", help="Shrink the recipe to what two CPU cores can train.")]

@@ -23,7 +23,9 @@ Folder = Annotated[Path, typer.Argument(help="Prepared data set.")]
 
 
 def prep(
-    source: Annotated[str, typer.Argument(help="photos, densities, glyphs (no download), folder, ffhq, lsun, celeba, asl or depth.")],
+    source: Annotated[
+        str, typer.Argument(help="photos, densities, glyphs (no download), folder, ffhq, lsun, celeba, asl or depth.")
+    ],
     path: Annotated[Path | None, typer.Argument(help="Where the source's images lie.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to make; continues there after a kill.")] = Path("data"),
     size: Annotated[str, typer.Option(help="Stored side in pixels; 256,128 makes OUT/256 and OUT/128.")] = "256",

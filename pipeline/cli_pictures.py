@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 AT_ONCE = 64  # pictures of a set that are held together
 
 look = typer.Typer(
-    help="Inside a per-pixel generator: denser grids, some pixels alone, codes, spectra; what a VAE reconstructs."
+    help="Inside a generator: denser grids, some pixels alone, codes, spectra, reconstructions, the best of several."
 )
 
 Seeds = Annotated[str, typer.Option(help="For example 0-3 or 1,5,7-9.")]
@@ -179,7 +179,7 @@ def spectra(
     from pipeline.synthesis.sample import generate
     from pipeline.synthesis.spectra import as_picture, spectrum
 
-    opened = open_model(model, runs, "look-spectra", _png(out))
+    opened = open_model(model, runs, "look-spectra", png(out))
     others = {name: open_model(name, runs, "look-spectra", None).G for name in against or []}
     set_ = _set_of(data, opened)
     found = {"real": spectrum(_photographs(set_, _spread(len(set_), images)))}
@@ -196,7 +196,7 @@ def spectra(
     text = ", ".join(f"{name} ({s.count})" for name, s in found.items())
     picture = sheet([(f"mean spectra: {text}", list(maps.values())), ("azimuthal means", [curves])])
     opened.save(picture, {"px": set_.size_px, "images": images, "against": len(others) or None})
-    _beside(opened, {n: {"images": s.count, "power": s.power.tolist()} for n, s in found.items()})
+    beside(opened, {n: {"images": s.count, "power": s.power.tolist()} for n, s in found.items()})
     opened.tell(f"spectra of {text}")
 
 
@@ -210,7 +210,7 @@ def codes(model: Model, size: Size = "", out: Out = None, runs: Runs = RUNS) -> 
     from pipeline.synthesis.spectra import as_picture
 
     wanted = parse_size(size)
-    opened = open_model(model, runs, "look-codes", _png(out))
+    opened = open_model(model, runs, "look-codes", png(out))
     found = codes_of(opened.G, wanted)
     maps = as_picture({name: magnitude_db(code) for name, code in found.items()})
     rows, numbers = [], {}
@@ -222,7 +222,7 @@ def codes(model: Model, size: Size = "", out: Out = None, runs: Runs = RUNS) -> 
         numbers[name] = {"explained": first.explained.tolist()}
     what = "x".join(map(str, next(iter(found.values())).shape[:2]))
     opened.save(sheet(rows), {"px": what})
-    _beside(opened, numbers)
+    beside(opened, numbers)
     opened.tell(f"{' and '.join(found)} on a grid of {what} from {model}")
 
 
@@ -243,7 +243,7 @@ def neighbours(
     from pipeline.synthesis.sample import generate, parse_seeds
 
     numbers, embed = parse_seeds(seeds), load_embedding(embedding)
-    opened = open_model(model, runs, "look-neighbours", _png(out))
+    opened = open_model(model, runs, "look-neighbours", png(out))
     set_ = _set_of(data, opened)
     images = generate(opened.G, numbers, None, truncation_psi)
     bank = (embed(stacked(batch)) for batch in _photographs(set_, range(len(set_))))
@@ -254,7 +254,7 @@ def neighbours(
         rows.append((f"seed {seed}: nearest at {', '.join(f'{d:.3g}' for d in far)}", [image, *pictures]))
         listed.append({"seed": seed, "samples": near, "distances": far})
     opened.save(sheet(rows), {"seeds": seeds, "count": count, "by": embedding.stem, "psi": unless_1(truncation_psi)})
-    _beside(opened, {"data": str(data), "embedding": str(embedding), "neighbours": listed})
+    beside(opened, {"data": str(data), "embedding": str(embedding), "neighbours": listed})
     opened.tell(f"{found.shape[1]} neighbours of {len(numbers)} samples among {len(set_)} pictures")
 
 
@@ -296,20 +296,20 @@ def depth(
 
     family, checkpoint = read_run(run).family, newest_checkpoint(run)
     G = maps.load_unet(family, checkpoint / "G_ema.safetensors")
-    opened = Opened(G, "look-depth", _png(out), "out", run, checkpoint.name)
+    opened = Opened(G, "look-depth", png(out), "out", run, checkpoint.name)
     rows, found = maps.rows(G, data, count)
     opened.save(sheet(rows), {"of": data.name, "count": count})
     _beside(opened, {"data": str(data), **found})
     opened.tell(f"pairs of {data}")
 
 
-def _png(out: Path | None) -> Path | None:
+def png(out: Path | None) -> Path | None:
     if out and out.suffix != ".png":
         raise UserError(f"out={str(out)!r}: expected a name that ends in .png; the numbers go beside it, to .json")
     return out
 
 
-def _beside(opened: Opened, numbers: object) -> None:
+def beside(opened: Opened, numbers: object) -> None:
     from pipeline.config import write_atomic
 
     opened.write(

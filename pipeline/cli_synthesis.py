@@ -39,6 +39,9 @@ def sample(
     truncation_psi: Psi = 1.0,
     grid: Out = None,
     columns: Annotated[int | None, typer.Option(min=1)] = None,
+    label: Annotated[
+        str, typer.Option(help="Class of all images: a number from 0, or a name of the run's set; else all in turn.")
+    ] = "",
     chunk_px: Annotated[
         int | None, typer.Option(min=1, help="Pixels computed together, by a generator that makes each alone (cips).")
     ] = None,
@@ -54,8 +57,9 @@ def sample(
         from pipeline.synthesis.pixels import per_pixel
 
         per_pixel(opened.G).pixels_at_once = chunk_px
-    images = generate(opened.G, numbers, wanted, truncation_psi)
-    words = {"px": px(images), "seeds": seeds, "psi": unless_1(truncation_psi), "columns": columns}
+    labels = [label_of(opened, label)] * len(numbers) if label else None
+    images = generate(opened.G, numbers, wanted, truncation_psi, labels=labels)
+    words = {"px": px(images), "seeds": seeds, "psi": unless_1(truncation_psi), "columns": columns, "label": label}
     opened.save(tile(images, columns), words)
     opened.tell(f"{len(images)} images of {px(images)} px from {model}")
 
@@ -249,6 +253,38 @@ def open_model(model: str, runs: Path, verb: str, out: Path | None, option: str 
     checkpoint = newest_checkpoint(run)
     G = load_generator(run / "config.json", checkpoint / "G_ema.safetensors")
     return Opened(G, verb, out, option, run, checkpoint.name)
+
+
+def classes_of(run: Path | None) -> tuple[str, ...]:
+    """Names of the classes of the set that this run is trained on; none where it is not there."""
+    from pipeline.data.manifest import load_manifest
+    from pipeline.run import Launch
+
+    path = run / "exec.json" if run else None
+    if path is None or not path.is_file():
+        return ()
+    try:
+        return load_manifest(Path(Launch.from_json(path.read_text(), where=str(path)).data[0]), full=False).classes
+    except UserError:
+        return ()
+
+
+def label_of(opened: Opened, text: str) -> int:
+    """A number, or a class by its name; UserError for what the model does not have."""
+    from pipeline.config import nearest
+
+    classes: int = getattr(opened.G, "num_classes", 0)
+    if not classes:
+        raise UserError(f"label={text!r}: this model has no classes; leave --label out")
+    if text.isdecimal():
+        if int(text) < classes:
+            return int(text)
+        raise UserError(f"label={text}: this model has {classes} classes; use 0-{classes - 1}")
+    names = classes_of(opened.run)
+    if text in names:
+        return names.index(text)
+    how = nearest(text, names) if names else f"its data set is not there to look names up; use 0-{classes - 1}"
+    raise UserError(f"label={text!r} is not a class of this model; {how}")
 
 
 def _tracked(run: Path) -> bool:

@@ -182,7 +182,10 @@ class FamilyConfig(Config, ABC):
 
 @runtime_checkable
 class Generator(Protocol):
-    """What sampling needs of a generator, whatever its family."""
+    """What sampling needs of a generator, whatever its family.
+
+    One that has classes says so by `num_classes` > 0, and its mapping takes a label of each sample: without, class 0.
+    """
 
     z_dim: int
     num_ws: int
@@ -192,7 +195,9 @@ class Generator(Protocol):
         """Raise UserError when this height and width cannot be made."""
         ...
 
-    def mapping(self, z: Float[Tensor, "n z_dim"]) -> Float[Tensor, "n w_dim"]: ...
+    def mapping(
+        self, z: Float[Tensor, "n z_dim"], c: Int64[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n w_dim"]: ...
 
     def synthesis(
         self, ws: Float[Tensor, "n num_ws w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None

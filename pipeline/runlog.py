@@ -18,13 +18,13 @@ from pipeline.phases import Generator
 from pipeline.plan import ExecConfig, RunConfig
 from pipeline.provenance import environment, job_id, keep_code, record_attempt
 from pipeline.synthesis.sample import Stopped, generate, grid, save_png
-from pipeline.tracking import console, jsonl
+from pipeline.tracking import collapse, console, jsonl
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.system import system_metrics
 from pipeline.training.engine import Engine
 
-GRID_SEEDS = range(16)  # fixed latents of the sample grids
+GRID_SEEDS = 16  # fixed latents of the sample grids; as many as there are classes, where these are more
 
 
 class RunLog:
@@ -34,6 +34,8 @@ class RunLog:
         self.folder, self.run, self.engine, self.exec, self.stop = folder, run, engine, exec_, stop
         self.attempt, self._mirror = 0, None
         self._metrics, self._events = Journal(folder / jsonl.METRICS), Journal(folder / jsonl.EVENTS)
+        self._distances: list[dict] = []  # records that hold what collapse.py looks at
+        self._collapsed = False  # an event says so already
 
     def start(self, nimg: int) -> None:
         hosts = self.engine.gather(socket.gethostname())
@@ -42,6 +44,9 @@ class RunLog:
     def _start(self, nimg: int, hosts: list[str]) -> None:
         events = jsonl.read(self.folder / jsonl.EVENTS)
         self.attempt = 1 + sum(e["event"] in ("start", "resume") for e in events)
+        self._collapsed = any(e["event"] == "collapse" for e in events)
+        if getattr(self.run.family, "diversity_interval", 0):
+            self._distances = [r for r in jsonl.metrics(self.folder / jsonl.METRICS) if r["nimg"] <= nimg]
         device = self.engine.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         facts = environment(device=name, hosts=hosts, world=self.engine.world)
@@ -69,9 +74,25 @@ class RunLog:
         device = self.engine.device
         system = system_metrics(device.index if device.type == "cuda" else None)
         record = {"nimg": nimg, "time": time.time(), "attempt": self.attempt, "rollbacks": rollbacks}
-        record["metrics"] = {**values, **system}
+        ratio = collapse.ratio_of(values)
+        record["metrics"] = {**values, **({} if ratio is None else {collapse.RATIO: ratio}), **system}
         self._metrics.append(record)
         print(console.tick(record, self.run.total_kimg), flush=True)
+        if ratio is not None:
+            self._look_for_collapse(nimg, record, ratio)
+
+    def _look_for_collapse(self, nimg: int, record: dict, ratio: float) -> None:
+        """One event, the first time; after a rollback what was taken back does not count."""
+        self._distances = [r for r in self._distances if r["nimg"] < nimg] + [record]
+        since_kimg = None if self._collapsed else collapse.collapsed_at_kimg(self._distances)
+        if since_kimg is not None:
+            self._collapsed = True
+            self.event("collapse", nimg, ratio=ratio, since_kimg=since_kimg)
+            print(
+                f"graticule: collapsed since kimg {since_kimg:g}: fakes differ {ratio:.3g} times as much as reals",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def event(self, name: str, nimg: int, **facts: object) -> None:
         """One line of events."""
@@ -96,7 +117,8 @@ class RunLog:
             if path.exists() and not anew:
                 continue
             try:
-                images = generate(G_ema, GRID_SEEDS, (h, w), stop=stop)
+                seeds = range(max(GRID_SEEDS, getattr(G_ema, "num_classes", 0)))
+                images = generate(G_ema, seeds, (h, w), stop=stop)
                 path.parent.mkdir(exist_ok=True)
                 save_png(path, grid(images))
             except Stopped:

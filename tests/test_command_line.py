@@ -18,7 +18,7 @@ VERBS = {
 GROUPS = {
     "probe": {"padding", "stationarity"},
     "look": {"dense", "foveated", "panorama", "mix", "zeroed", "spectra", "codes", "neighbours"}
-    | {"reconstructions", "depth"},
+    | {"reconstructions", "depth", "best"},
 }
 
 

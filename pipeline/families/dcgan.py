@@ -1,4 +1,4 @@
-"""DCGAN with up-convolutions, trained by WGAN-GP, as in MS-PIE (2012.05217, Section 4 and Tables 3, 4, 6).
+"""DCGAN with up-convolutions, trained by WGAN-GP, as in MS-PIE (2012.05217, Section 4 and Tables 3, 4, 6) and GeoPos.
 
 Differs from reference: the paper states architecture style and loss alone. Everything else is that of WGAN-GP
 (1704.00028): Adam, five updates of D for one of G, each with fresh reals, no average of G; so ema_kimg is that short.
@@ -32,9 +32,18 @@ class DCGANConfig(WGANGPConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _same_classes(self) -> "DCGANConfig":
+        if self.D.num_classes != self.G.num_classes:
+            raise ValueError(f"D.num_classes={self.D.num_classes} must equal G.num_classes={self.G.num_classes}")
+        return self
+
     @property
     def group(self) -> int:
         return self.G.bn_group
+
+    def num_classes(self) -> int:
+        return self.G.num_classes
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
         return ((self.G.resolution_px, self.G.resolution_px),)

@@ -94,9 +94,14 @@ class LogisticConfig(FamilyConfig):
 
 
 def plain_fakes(G: Generator, step: Step) -> Float[Tensor, "n c h w"]:
-    """One z for all layers, fresh noise."""
-    ws = broadcast_w(G.mapping(step.chance.normal("z", G.z_dim)), G.num_ws)
-    return G.synthesis(ws, step.size, step.chance.seeds("noise"))
+    """One z for all layers, fresh noise; the labels of the reals, for a generator with classes."""
+    return fakes_of(G, step, step.chance.normal("z", G.z_dim))
+
+
+def fakes_of(G: Generator, step: Step, z: Float[Tensor, "n z_dim"]) -> Float[Tensor, "n c h w"]:
+    """`plain_fakes` of these latents."""
+    w = G.mapping(z, step.c) if getattr(G, "num_classes", 0) else G.mapping(z)
+    return G.synthesis(broadcast_w(w, G.num_ws), step.size, step.chance.seeds("noise"))
 
 
 def g_adversarial(nets: Nets, step: Step, fake: FakeFn) -> Terms:

@@ -1,7 +1,7 @@
 """Sampling: seeds in, uint8 images out, at any size the generator allows.
 
-An image is a function of (weights, seed, size, truncation_psi) alone: latent and noise are keyed by the seed, so
-neither the batch it is made in nor its neighbours matter.
+An image is a function of (weights, seed, label, size, truncation_psi) alone: latent and noise are keyed by the seed,
+so neither the batch it is made in nor its neighbours matter. Where there are classes, those of seeds follow in turn.
 """
 
 import json
@@ -65,11 +65,32 @@ def parse_seeds(text: str, what: str = "seeds") -> list[int]:
     return numbers
 
 
+def labels_of(G: Any, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[int] | None:
+    """A label each seed: those given, or the classes in turn (seed modulo their number); None without classes.
+
+    UserError for labels that G does not have.
+    """
+    classes = getattr(G, "num_classes", 0)
+    if labels is None:
+        return [int(s) % classes for s in seeds] if classes else None
+    if len(labels) != len(seeds):
+        raise ValueError(f"{len(labels)} labels for {len(seeds)} seeds")
+    for label in labels:
+        if not 0 <= label < classes:
+            there = f"has {classes} classes; use 0-{classes - 1}" if classes else "has no classes; leave it out"
+            raise UserError(f"label={label}: this model {there}")
+    return list(labels)
+
+
+def _mapped(G: Any, z: Float[Tensor, "n z_dim"], labels: Sequence[int] | None) -> Float[Tensor, "n w_dim"]:
+    return G.mapping(z) if labels is None else G.mapping(z, torch.tensor(labels, device=z.device))
+
+
 @torch.no_grad()
-def mean_w(G: Any, device: torch.device) -> Float[Tensor, " w_dim"]:
-    """The centre of w for truncation, over a fixed set of latents."""
-    z = rng("mean_w").standard_normal((MEAN_W_SAMPLES, G.z_dim), dtype=np.float32)
-    return G.mapping(torch.from_numpy(z).to(device)).mean(dim=0)
+def mean_w(G: Any, device: torch.device, label: int | None = None) -> Float[Tensor, " w_dim"]:
+    """The centre of w for truncation, over a fixed set of latents; of this class where there are classes."""
+    z = torch.from_numpy(rng("mean_w").standard_normal((MEAN_W_SAMPLES, G.z_dim), dtype=np.float32)).to(device)
+    return _mapped(G, z, None if label is None else [label] * MEAN_W_SAMPLES).mean(dim=0)
 
 
 def sample_z(G: Any, seeds: Sequence[int]) -> Float[Tensor, "n z_dim"]:
@@ -84,10 +105,17 @@ def noise_seed(seed: int) -> int:
 
 
 @torch.no_grad()
-def map_z(G: Any, z: Float[Tensor, "n z_dim"], truncation_psi: float = 1.0) -> Float[Tensor, "n w_dim"]:
-    """w of latents; `truncation_psi` moves it towards its mean: w' = mean + psi (w - mean)."""
-    w = G.mapping(z)
-    return w if truncation_psi == 1 else torch.lerp(mean_w(G, z.device), w, truncation_psi)
+def map_z(
+    G: Any, z: Float[Tensor, "n z_dim"], truncation_psi: float = 1.0, labels: Sequence[int] | None = None
+) -> Float[Tensor, "n w_dim"]:
+    """w of latents; `truncation_psi` moves it towards its mean, that of its class: w' = mean + psi (w - mean)."""
+    w = _mapped(G, z, labels)
+    if truncation_psi == 1:
+        return w
+    if labels is None:
+        return torch.lerp(mean_w(G, z.device), w, truncation_psi)
+    centres = {label: mean_w(G, z.device, label) for label in set(labels)}
+    return torch.lerp(torch.stack([centres[label] for label in labels]), w, truncation_psi)
 
 
 @torch.no_grad()
@@ -120,9 +148,11 @@ def generate(
     size: tuple[int, int] | None = None,
     truncation_psi: float = 1.0,
     stop: Callable[[], bool] = lambda: False,
+    labels: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """uint8 [n, h, w, 3] of a phases.Generator, with `render`'s errors; truncation as in `map_z`."""
-    ws = broadcast_w(map_z(G, sample_z(G, seeds), truncation_psi), G.num_ws)
+    """uint8 [n, h, w, 3] of a phases.Generator, with errors of `render` and `labels_of`; truncation as in `map_z`."""
+    w = map_z(G, sample_z(G, seeds), truncation_psi, labels_of(G, seeds, labels))
+    ws = broadcast_w(w, G.num_ws)
     return render(G, ws, size, [noise_seed(s) for s in seeds], stop)
 
 

@@ -126,7 +126,7 @@ def _save(path: Path, config: Path, weights: Path, logged: "LoggedModel", run_id
             code_paths=[str(package)],
             artifacts={"weights": str(weights), "config": str(config)},
             signature=_signature(),
-            input_example=(np.arange(2, dtype=np.int64), {"size": "", "truncation_psi": 1.0}),
+            input_example=(np.arange(2, dtype=np.int64), {"size": "", "truncation_psi": 1.0, "label": -1}),
             pip_requirements=[f"{r}=={installed(r).split('+')[0]}" for r in REQUIREMENTS],
         )
     for cache in list(path.rglob("__pycache__")):  # left by MLflow, which imports what it has saved
@@ -137,10 +137,15 @@ def _signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
+    params = [
+        ParamSpec("size", DataType.string, ""),
+        ParamSpec("truncation_psi", DataType.double, 1.0),
+        ParamSpec("label", DataType.long, -1),
+    ]
     return ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("int64"), (-1,))]),
         outputs=Schema([TensorSpec(np.dtype("uint8"), (-1, -1, -1, 3))]),
-        params=ParamSchema([ParamSpec("size", DataType.string, ""), ParamSpec("truncation_psi", DataType.double, 1.0)]),
+        params=ParamSchema(params),
     )
 
 

@@ -230,15 +230,18 @@ def test_ranks_and_microbatches_are_counted_in_groups_of_batch_norm():
 
 SHARED = {
     "lr": 0.01, "beta1": 0.7, "beta2": 0.8, "eps": 0.1, "gp_weight": 1, "drift_weight": 0.1, "G_every": 2,
-    "ema_kimg": 0.1, "G.z_dim": 12, "G.padding": "false", "G.head": "spe",
+    "ema_kimg": 0.1, "G.z_dim": 12, "G.padding": "false", "G.head": "spe", "G.coords.mode": "geo",
 }  # fmt: skip
 OTHER = {
     "pggan": {
         **SHARED, "G.channel_max": 12, "D.channel_max": 12, "D.mbstd_group": 2, "stage_kimg": 0.032,
         "fade_kimg": 0.032, "batch_factors": "[1, 1]", "lr_factors": "[1, 2]",
     },
-    "dcgan": {**SHARED, "G.channel_base": 12, "D.channel_base": 12, "G.bn_group": 2},
+    "dcgan": {
+        **SHARED, "G.channel_base": 12, "D.channel_base": 12, "G.bn_group": 2, "D.coords.mode": "coord",
+    },
 }  # fmt: skip
+NOT_BY_ITSELF = {"diversity_interval", "G.num_classes", "D.num_classes"}  # see test_conditional.py
 
 
 def base(kind: str, *sets: str) -> RunConfig:
@@ -261,7 +264,9 @@ def unchanged():
 
 
 def fields(config: Config) -> set[str]:
-    return set(leaves(config)) - {"kind", "G.kind", "G.resolution_px", "D.resolution_px", "G.convention"}
+    modes_have = {f for f in leaves(config) if ".coords." in f and not f.endswith(".mode")}  # need a mode first
+    known = {"kind", "G.kind", "G.resolution_px", "D.resolution_px", "G.convention"}
+    return set(leaves(config)) - known - modes_have - NOT_BY_ITSELF
 
 
 @pytest.mark.parametrize(("kind", "field"), [(k, f) for k in OTHER for f in sorted(fields(FAMILIES[k]))])

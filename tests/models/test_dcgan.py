@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.layers.coords import CoordSpec, shifted
 from pipeline.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from pipeline.models.stylegan2 import broadcast_w
 from pipeline.phases import Generator
@@ -115,3 +116,79 @@ def test_d_is_strided_convolutions_alone():
 def test_what_cannot_carry_a_code_is_refused():
     with pytest.raises(ValueError, match="channel_base=1 gives 2 channels, not a multiple of 4"):
         SMALL.replace(channel_base=1, head="spe")
+
+
+GEO, COORD = CoordSpec(mode="geo"), CoordSpec(mode="coord")
+
+
+def test_coordinate_channels_cost_what_the_arithmetic_says_and_are_everywhere_but_at_the_dense_layers():
+    """(channels) x kernel x outputs for each convolution: CoordConv has one channel more than GeoConv in 2-D."""
+
+    def count(config) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in config.build().parameters())
+
+    g, d = DCGANGeneratorConfig(), DCGANDiscriminatorConfig()
+    of_g, of_d = 9 * (512 + 256 + 128 + 64 + 3), 16 * (64 + 128 + 256 + 512 + 1024)
+    for config, own in ((g, of_g), (d, of_d)):
+        none, geo, coord = (count(config.replace(coords=spec)) for spec in (CoordSpec(), GEO, COORD))
+        assert (geo - none, coord - geo) == (own, own)
+    first = g.replace(coords=GEO.replace(layers="first"))
+    assert count(first) - count(g) == 9 * 512
+
+
+def test_coordinates_are_appended_before_each_convolution_of_d():
+    D = DCGANDiscriminatorConfig(resolution_px=16, channel_base=4, coords=COORD).build()
+    img = x = torch.randn(3, 3, 16, 16)
+    for conv in D.convs:
+        side = torch.linspace(-1, 1, x.shape[2])
+        grid = torch.stack(torch.meshgrid(side, side, indexing="ij")).expand(3, -1, -1, -1)
+        x = F.leaky_relu(F.conv2d(torch.cat([x, grid], dim=1), conv.weight, conv.bias, stride=2, padding=1), 0.2)
+    torch.testing.assert_close(D(img), (x * D.last.weight).sum(dim=(1, 2, 3)))
+
+
+def test_with_geoconv_training_is_random_and_evaluation_is_not():
+    G, z = SMALL.replace(coords=GEO).build(), torch.randn(4, 8)
+    assert not torch.equal(images(G, z), images(G, z))
+    G.eval()
+    assert torch.equal(images(G, z), images(G, z))
+
+
+def of_all_but_the_last(config) -> float:
+    """How much shifts of other seeds change an image, but for the last convolution's own, which nothing normalises."""
+    G, z, images_of = config.replace(padding=False).build(), torch.randn(4, 8), {}
+    with torch.no_grad():
+        for blind in (False, True):
+            if blind:
+                G.norms[-1].weight.zero_()
+            for seed in (0, 10):
+                with shifted([G], range(seed, seed + 4), seed):
+                    images_of[blind, seed] = images(G, z).atanh()
+    change = {blind: images_of[blind, 0] - images_of[blind, 10] for blind in (False, True)}
+    return float((change[False] - change[True]).abs().max())
+
+
+def test_a_shift_that_batch_norm_cancels_is_warned_of():
+    for sets in ({"coords": GEO.replace(draw="batch")}, {"coords": GEO, "bn_group": 1}):
+        with pytest.warns(UserWarning, match="batch norm averages over has one shift, which it cancels") as said:
+            cancelled = of_all_but_the_last(SMALL.replace(**sets))
+        assert len(said) == 1
+        assert cancelled < 1e-4
+    assert of_all_but_the_last(SMALL.replace(coords=GEO)) > 1e-3  # without a warning, which would be an error
+
+
+def test_the_cartesian_grid_is_appended_to_the_first_map():
+    G = SMALL.replace(head="csg").build()
+    assert G.convs[0].in_channels == 16 + 2
+    assert G.convs[1].in_channels == 8
+    first = G.first_map(torch.randn(4, 8), (16, 32))
+    assert first.shape == (4, 18, 4, 8)
+    torch.testing.assert_close(first[0, 16, 0], torch.linspace(-1, 1, 8))
+    torch.testing.assert_close(first[3, 17, :, 0], torch.linspace(-1, 1, 4))
+    assert images(G.eval(), torch.randn(1, 8), (32, 24)).shape == (1, 3, 32, 24)
+
+
+def test_ramps_beyond_the_border_are_refused():
+    for config in (SMALL, DCGANDiscriminatorConfig()):
+        with pytest.raises(ValueError, match=r"coords\.padding='ramp' is not made for this network"):
+            config.replace(coords=GEO.replace(padding="ramp"))

@@ -85,7 +85,8 @@ class Life:
             self.sizes.add(t.family.knobs(nimg).size)
             for part in self.schedule.slices_of(factor):
                 img = torch.stack([self._stored(nimg + i) for i in part])
-                yield Batch(img, torch.full((len(part),), -1))
+                classes = self.run.family.num_classes()
+                yield Batch(img, torch.tensor([(nimg + i) % classes if classes else -1 for i in part]))
             nimg += factor * self.schedule.batch_size
 
     def _stored(self, k: int) -> torch.Tensor:
