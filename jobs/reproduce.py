@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs import ledger
 from jobs.cluster import Cluster
@@ -22,6 +23,9 @@ from pipeline.errors import UserError, WorkError
 from pipeline.tables import book
 from pipeline.tables.measured import state_of
 from pipeline.tables.table import DataSet, Form, Row, Table
+
+if TYPE_CHECKING:
+    import submitit
 
 POLL_SEC = (0.5, 10.0)  # between looks at the runs and the queue: at first, and in the long run
 Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
@@ -184,8 +188,8 @@ def check_parallel(cluster: Cluster, parallel: int | None) -> None:
 
 def submit(
     plan: Plan, cluster: Cluster, *, jobs: int | None = None, parallel: int | None = None
-) -> list[tuple[list[Path], str]]:
-    """Queue what is neither done nor at work; (share, job id) of each job. None where nothing is left."""
+) -> "list[tuple[list[Path], submitit.Job[str]]]":
+    """Queue what is neither done nor at work: each share with its job. None where nothing is left."""
     check_cluster(cluster, 1)
     check_parallel(cluster, parallel)
     todo = plan.todo()
@@ -206,7 +210,7 @@ def submit(
     for share, job in zip(dealt, submitted, strict=True):
         for folder in share:
             record_job(folder, numbers[folder], job, cluster, 1, plan.gpus, several=len(share) > 1)
-    return [(share, job.job_id) for share, job in zip(dealt, submitted, strict=True)]
+    return list(zip(dealt, submitted, strict=True))
 
 
 def text_of(plan_: Plan, cluster: Cluster, *, jobs: int | None = None, parallel: int | None = None) -> str:

@@ -56,7 +56,7 @@ def reproduce(
     if dry_run:
         if missing := [one for one in sets if not work.is_there(data_root / one.folder)]:
             for one in missing:
-                print(f"would prepare {one.source}, split {one.split}, {one.size_px} px: {data_root / one.folder}")
+                print(f"would prepare {data_root / one.folder}")
             count = len(wanted.rows(form)) * len(words["seeds"])
             print(f"would then train {count} rows x seeds; run folders are named once the data sets are there")
             return
@@ -70,12 +70,13 @@ def reproduce(
     with locked(book / f".{wanted.name}.{form}.lock", busy):
         planned = work.plan(wanted, form, runs, gpus=gpus, **words)
         _tell(planned)
-        for share, job_id in work.submit(planned, place, jobs=jobs, parallel=parallel):
-            print(f"submitted job {job_id} on {place.name}: {len(share)} runs")
+        submitted = work.submit(planned, place, jobs=jobs, parallel=parallel)
+    for share, job in submitted:
+        print(f"submitted job {job.job_id} on {place.name}: {len(share)} runs", flush=True)
     if wait:
         with Bar(f"reproduce {table}", "runs") as progress:
             work.wait(planned, progress)
-    elif not planned.todo():
+    elif not submitted:
         print("nothing is left to submit")
     print(f"see it with: graticule report {table}{' --full' if full else ''} --runs {runs}")
 

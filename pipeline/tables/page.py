@@ -38,14 +38,10 @@ class Items:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table; columns without any content are left out."""
+    """A table; one without rows is left out."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-    def filled(self) -> tuple[list[str], list[list[str]]]:
-        keep = [i for i in range(len(self.head)) if any(row[i] for row in self.rows)]
-        return [self.head[i] for i in keep], [[row[i] for i in keep] for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,7 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"- {text}" for text in texts)
         case Picture(path, caption):
             return f"![{caption}]({path.name})"
-    head, rows = block.filled()
-    lines = [head, ["---"] * len(head), *rows] if rows else []
+    lines = [block.head, ["---"] * len(block.head), *block.rows] if block.rows else []
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
@@ -97,9 +92,8 @@ def _html(block: Block) -> str:
         case Picture(path, caption):
             data = base64.b64encode(path.read_bytes()).decode()
             return f'<p><img alt="{escape(caption)}" src="data:image/png;base64,{data}"><br>{escape(caption)}</p>'
-    head, rows = block.filled()
-    if not rows:
+    if not block.rows:
         return ""
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in block.head)
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in block.rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"

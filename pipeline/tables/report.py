@@ -23,7 +23,7 @@ def write_report(table: Table, form: Form, runs: Path, out: Path) -> str:
     facts = facts_of(runs, table, rows, planned)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        blocks = list(_blocks(table, form, rows, facts, _draw(table, rows, facts, out)))
+        blocks = list(_blocks(table, form, rows, facts, runs, _draw(table, rows, facts, out)))
         text = markdown(blocks)
         write_atomic(out / "report.md", text)
         write_atomic(out / "report.html", html(f"{table.name}: {table.title}", blocks))
@@ -56,6 +56,7 @@ def _blocks(
     form: Form,
     rows: Sequence[Row],
     facts: Sequence[RunFacts],
+    runs: Path,
     pictures: Mapping[Label, Sequence[Picture]],
 ) -> list[Block]:
     flag = " --full" if form == "full" else ""
@@ -75,7 +76,7 @@ def _blocks(
         blocks.append(Heading(2, f"Rows: {name}" if name else "Rows"))
         blocks.append(_rows(table, part, facts))
         blocks += pictures.get(name, [])
-    return [*blocks, *_not_counted(facts), *_how(facts)]
+    return [*blocks, *_not_counted(facts, runs), *_how(facts)]
 
 
 # --- comparisons
@@ -157,22 +158,20 @@ def _gain(found: Interval | None, c: Comparison, m: Measure) -> str:
 def _rows(table: Table, rows: Sequence[Row], facts: Sequence[RunFacts]) -> Grid:
     labels = [name for name in dict.fromkeys(k for r in rows for k in r.labels) if name != table.group]
     head = [*labels, "parameters"]
+    printed = {m.metric: any(m.metric in row.published for row in rows) for m in table.measures}
     for m in table.measures:
-        head += [f"{m.title}, published", f"{m.title}{', %' if m.percent else ''}", "n"]
+        head += [f"{m.title}, published"] * printed[m.metric]
+        head += [f"{m.title}{', %' if m.percent else ''}", "seeds"]
     lines = []
     for row in rows:
-        own = [f for f in facts if f.row == row.name]
         cells = [str(row.labels.get(name, "")) for name in labels]
-        cells.append(" + ".join(f"{count:,} ({net})" for net, count in _parameters(row).items()))
+        cells.append(" + ".join(f"{count:,} ({net})" for net, count in parameters(row.run.family).items()))
         for m in table.measures:
             found = interval(list(values_of(facts, row.name, m.metric).values()))
-            cells += [row.published.get(m.metric, ""), measured(found, m), str(found.n) if found else ""]
-        lines.append([*cells, *_progress(row, own, facts, table)])
+            cells += [row.published.get(m.metric, "")] * printed[m.metric]
+            cells += [measured(found, m), str(found.n) if found else ""]
+        lines.append([*cells, *_progress(row, [f for f in facts if f.row == row.name], facts, table)])
     return Grid([*head, "kimg", "hours, all seeds", "runs"], lines)
-
-
-def _parameters(row: Row) -> dict[str, int]:
-    return parameters(row.run.family)
 
 
 def measured(found: Interval | None, m: Measure) -> str:
@@ -199,11 +198,11 @@ def _progress(row: Row, own: Sequence[RunFacts], facts: Sequence[RunFacts], tabl
     return [" to ".join(seen), f"{hours:.2g}" if hours else "", ", ".join(states)]
 
 
-def _not_counted(facts: Sequence[RunFacts]) -> list[Block]:
+def _not_counted(facts: Sequence[RunFacts], runs: Path) -> list[Block]:
     left = [f for f in facts if f.state != "done"]
     if not left:
         return []
-    texts = [f"`{f.row}`, seed {f.seed}: {f.words}" for f in left]
+    texts = [f"`{f.row}`, seed {f.seed}: {f.words.replace(f'{runs.absolute()}/', '')}" for f in left]
     return [Heading(2, "Not counted"), Items(texts)]
 
 
@@ -224,6 +223,6 @@ def _how(facts: Sequence[RunFacts]) -> list[Block]:
         f"On: {'; '.join(f'{d} ({n} cells)' for d, n in devices.items())}; {hours:.3g} hours of training in all "
         "(rows that share a run count it again).",
         f"Versions: {', '.join(told)}.",
-        f"Data sets trained on: {', '.join(sets)}.",
+        *([f"Data sets trained on: {', '.join(sets)}."] if sets else []),
     ]
     return [Heading(2, "How it was run"), Items(texts)]

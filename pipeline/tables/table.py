@@ -20,13 +20,13 @@ class DataSet:
     """A prepared set that needs no download: the words that `graticule prep` would be given."""
 
     source: str
-    split: str
+    split: str | None
     size_px: int
 
     @property
     def folder(self) -> str:
         """Its name below the folder of data sets."""
-        return f"{self.source}-{self.split}-{self.size_px}"
+        return "-".join(filter(None, (self.source, self.split, str(self.size_px))))
 
 
 @dataclass(frozen=True)
