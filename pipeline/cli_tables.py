@@ -7,7 +7,6 @@ import typer
 
 from pipeline.cli_data import CPUS, Bar
 from pipeline.cli_synthesis import RUNS, Runs
-from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from jobs.reproduce import Plan
@@ -65,10 +64,9 @@ def reproduce(
         print(work.text_of(planned, place, jobs=jobs, parallel=parallel), end="")
         return
     work.prepare_sets(sets, data_root, CPUS, lambda name: Bar(name, "images"))
-    book = _folder(runs / FOLDER)
+    planned = work.plan(wanted, form, runs, gpus=gpus, **words)
     busy = f"table={table!r}: {{holder}} is submitting it; wait for that"
-    with locked(book / f".{wanted.name}.{form}.lock", busy):
-        planned = work.plan(wanted, form, runs, gpus=gpus, **words)
+    with locked(runs / FOLDER / f".{wanted.name}.{form}.lock", busy):
         _tell(planned)
         submitted = work.submit(planned, place, jobs=jobs, parallel=parallel)
     for share, job in submitted:
@@ -108,14 +106,6 @@ def _seeds(text: str | None, table: "Table") -> tuple[int, ...]:
     from pipeline.synthesis.sample import parse_seeds
 
     return tuple(dict.fromkeys(parse_seeds(text))) if text is not None else table.seeds
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"runs={str(path.parent)!r} cannot be written ({e.strerror}); choose another --runs") from e
-    return path
 
 
 def _tell(planned: "Plan") -> None:

@@ -15,12 +15,11 @@ from pipeline.tables.table import Axes, Comparison, DataSet, Form, Label, Measur
 VARIANTS = {"conv": "Conv", "coord": "CoordConv", "geo": "GeoConv"}
 ARCHITECTURE, PARAMETERS = "equal architecture", "equal parameters"
 SMALL = ExecConfig(workers=1, track=False, status_kimg=2, sample_kimg=1000, validate_kimg=4, checkpoint_kimg=8)
-SMALL_PX = 32  # stored side of the synthetic sets
 
 # --- centre of mass (Fig. 4)
 
 SWEEP = {"small": ((2, 4), (8, 16)), "full": ((2, 3, 4, 6), (8, 16, 32, 64))}  # layers, filters
-COM_KIMG: dict[str, float | None] = {"small": 42.0, "full": None}  # None: the recipe's
+COM_KIMG = {"small": 32.0, "full": 320.0}
 
 
 def com_rows(form: Form) -> list[Row]:
@@ -34,22 +33,21 @@ def com_rows(form: Form) -> list[Row]:
 
 
 def _com_row(form: Form, budget: str, kind: str, layers: int, filters: int) -> Row:
-    run = _sized(f"geopos.com_{kind}", layers, filters, COM_KIMG[form])
+    run = _sized(f"geopos.com_{kind}", layers, filters).replace(total_kimg=COM_KIMG[form])
     if budget == PARAMETERS and kind != "coord":
         from pipeline.models.coordnet import match_parameters
 
-        target = _net(_sized("geopos.com_coord", layers, filters, None)).parameters()
+        target = _net(_sized("geopos.com_coord", layers, filters)).parameters()
         run = _with_net(run, match_parameters(_net(run), target))
     labels = {"variant": VARIANTS[kind], "layers": layers, "filters": filters, "budget": budget}
     name = f"{kind}-{layers}x{filters}-{budget.replace(' ', '-')}"
-    data, held_out = (DataSet("densities", split, SMALL_PX) for split in ("train", "validation"))
+    data, held_out = (DataSet("densities", split, run.data.size_px) for split in ("train", "validation"))
     return Row(name, labels, run, data=data, validation=(held_out,))
 
 
-def _sized(recipe: str, layers: int, filters: int, total_kimg: float | None) -> RunConfig:
+def _sized(recipe: str, layers: int, filters: int) -> RunConfig:
     run = find(recipe).make()
-    run = _with_net(run, _net(run).replace(layers=layers, filters=filters))
-    return run if total_kimg is None else run.replace(total_kimg=total_kimg)
+    return _with_net(run, _net(run).replace(layers=layers, filters=filters))
 
 
 def _with_net(run: RunConfig, net: Config) -> RunConfig:
@@ -111,7 +109,7 @@ COM = Table(
 
 TASKS = {"identity": ("seen", "unseen"), "relative": ("seen", "unseen"), "absolute": ("seen",)}
 SEEN, UNSEEN = "Validation/seen/accuracy", "Validation/unseen/accuracy"
-BIAS_KIMG: dict[str, float | None] = {"small": 60.0, "full": None}
+BIAS_KIMG = {"small": 24.0, "full": 240.0}
 
 
 def bias_rows(form: Form) -> list[Row]:
@@ -120,7 +118,7 @@ def bias_rows(form: Form) -> list[Row]:
 
 
 def _bias_row(form: Form, task: str, kind: str) -> Row:
-    run, kimg = find(f"geopos.bias_{task}_{kind}").make(), BIAS_KIMG[form]
+    run = find(f"geopos.bias_{task}_{kind}").make().replace(total_kimg=BIAS_KIMG[form])
     splits = TASKS[task]
     one = len(splits) == 1  # a single held-out set has no name in its metrics
     metrics = {
@@ -130,7 +128,7 @@ def _bias_row(form: Form, task: str, kind: str) -> Row:
     return Row(
         f"{task}-{kind}",
         {"task": task, "variant": VARIANTS[kind]},
-        run if kimg is None else run.replace(total_kimg=kimg),
+        run,
         data=DataSet("glyphs", f"{task}-train", run.data.size_px),
         validation=tuple(DataSet("glyphs", f"{task}-{split}", run.data.size_px) for split in splits),
         metrics=metrics,
@@ -165,7 +163,7 @@ BIAS = Table(
 # --- variational autoencoders
 
 SIZES = (256, 384, 512)
-VAE_KIMG: dict[str, float | None] = {"small": 16.0, "full": None}
+VAE_KIMG: dict[str, float | None] = {"small": 16.0, "full": None}  # None: the recipe's
 
 
 def vae_rows(form: Form) -> list[Row]:
