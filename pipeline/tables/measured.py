@@ -37,6 +37,7 @@ class RunFacts:
     device: str = ""
     versions: tuple[tuple[str, str], ...] = ()
     dataset_id: str = ""
+    folder: str = ""  # several rows may share one
 
     @property
     def words(self) -> str:
@@ -84,6 +85,7 @@ def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[s
         device=device,
         versions=versions,
         dataset_id=run.data.dataset_id,
+        folder=name,
     )
 
 

@@ -46,6 +46,7 @@ def sweep(path: Path, title: str, rows: Sequence[Row], facts: Sequence[RunFacts]
                 marker="o",
                 markersize=4,
                 linewidth=1,
+                linestyle="-" if all(isinstance(x, int) for x in xs) else "none",  # names have no between
                 capsize=3,
             )
         plot.set_xticks(range(len(xs)), [str(x) for x in xs])
@@ -53,7 +54,7 @@ def sweep(path: Path, title: str, rows: Sequence[Row], facts: Sequence[RunFacts]
         plot.set_xlabel(axes.x)
         plot.set_title(f"{axes.panel} {panel}".strip(), fontsize=9)
     plots[0].set_ylabel(_unit(m))
-    plots[0].legend(fontsize=8)
+    _legend(figure, plots)
     figure.savefig(path, dpi=DPI)
     return True
 
@@ -87,7 +88,7 @@ def curves(path: Path, title: str, rows: Sequence[Row], facts: Sequence[RunFacts
         if all(v > 0 for f in drawn for _, v in f.curves[m.metric]) and not m.percent:
             plot.set_yscale("log")
     plots[0].set_ylabel(_unit(m))
-    plots[0].legend(fontsize=8)
+    _legend(figure, plots)
     figure.savefig(path, dpi=DPI)
     return True
 
@@ -99,16 +100,22 @@ def _panels(title: str, count: int) -> "tuple[Figure, list[Plot]]":
     columns = min(COLUMNS, count)
     lines = -(-count // columns)
     width, height = PANEL_IN
-    figure = Figure(figsize=(0.6 + width * columns, 0.4 + height * lines), layout="constrained")
+    figure = Figure(figsize=(0.6 + width * columns, 0.7 + height * lines), layout="constrained")
     FigureCanvasAgg(figure)
     plots = list(figure.subplots(lines, columns, squeeze=False).flat)
     for spare in plots[count:]:
         spare.remove()
     for plot in plots[:count]:
         plot.grid(color="#e5e5e5", linewidth=0.6)
-        plot.tick_params(labelsize=8)
+        plot.tick_params(labelsize=8, which="both")
     figure.suptitle(title, fontsize=10)
     return figure, plots[:count]
+
+
+def _legend(figure: "Figure", plots: "Sequence[Plot]") -> None:
+    """Below all panels, where it hides nothing; a line may be in some of them only."""
+    found = {label: handle for plot in plots for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found), fontsize=8, frameon=False)
 
 
 def _unit(m: Measure) -> str:

@@ -3,6 +3,7 @@
 A cell without a measurement is empty. Sentences say what the interval says and nothing more. Knows no paper.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
@@ -84,17 +85,16 @@ def _blocks(
 
 def _comparisons(table: Table, rows: Sequence[Row], facts: Sequence[RunFacts]) -> list[Block]:
     found = [(c, table.measure(c.metric), _advantage(table, c, rows, facts)) for c in table.comparisons]
-    lines, sentences = [], []
+    lines, sentences, published = [], [], any(c.published for c in table.comparisons)
     for c, m, a in found:
-        lines.append(
-            [c.title, c.published, _gain(a.over_seeds, c, m), str(len(a.by_seed)), str(a.pairs), _verdict(c, a)]
-        )
+        numbers = [_gain(a.over_seeds, c, m), str(len(a.by_seed)), str(a.pairs)]
+        lines.append([c.title, f"{m.title}, {m.better} by", *[c.published] * published, *numbers])
         sentences.append(sentence(c, m, a))
     about = (
         "Of each seed the means over all pairs of rows that differ in nothing else, then their difference; the 95% "
-        "interval is Student's t over the seeds. Positive is in favour of the first."
+        "interval is Student's t over the seeds. Positive is in favour of the first, negative of the second."
     )
-    head = ["compared", "published", "measured (95% interval)", "seeds", "pairs", "the published sign"]
+    head = ["compared", "in", *["published"] * published, "measured (95% interval)", "seeds", "pairs"]
     return [Heading(2, "Compared"), Paragraph(about), Grid(head, lines), Items(sentences)]
 
 
@@ -113,7 +113,7 @@ def sentence(c: Comparison, m: Measure, a: Advantage) -> str:
     if a.over_seeds is None:
         return f"{c.title}: not measured.{missing}"
     n = len(a.by_seed)
-    text = f"{c.title}: {_gain(a.over_seeds, c, m)} {_direction(c, m)} over {n} seed{'s' * (n > 1)}"
+    text = f"{c.title}: {m.title} {m.better} by {_gain(a.over_seeds, c, m)} over {n} seed{'s' * (n > 1)}"
     said = verdict(a.over_seeds, c.claim == "better")
     if c.claim:
         ends = {
@@ -128,14 +128,6 @@ def sentence(c: Comparison, m: Measure, a: Advantage) -> str:
         end = "the interval includes 0" if said == "includes 0" else f"the interval lies {said}"
     published = f" (published: {c.published})" if c.published else ""
     return f"{text}{published}; {end}.{missing}"
-
-
-def _direction(c: Comparison, m: Measure) -> str:
-    return m.better if c.kind == "relative" else f"{m.better} in the mean"
-
-
-def _verdict(c: Comparison, a: Advantage) -> str:
-    return verdict(a.over_seeds, True) if c.claim else ""
 
 
 def _gain(found: Interval | None, c: Comparison, m: Measure) -> str:
@@ -165,7 +157,8 @@ def _rows(table: Table, rows: Sequence[Row], facts: Sequence[RunFacts]) -> Grid:
     lines = []
     for row in rows:
         cells = [str(row.labels.get(name, "")) for name in labels]
-        cells.append(" + ".join(f"{count:,} ({net})" for net, count in parameters(row.run.family).items()))
+        counts = parameters(row.run.family)
+        cells.append(" + ".join(f"{n:,}" + f" ({net})" * (len(counts) > 1) for net, n in counts.items()))
         for m in table.measures:
             found = interval(list(values_of(facts, row.name, m.metric).values()))
             cells += [row.published.get(m.metric, "")] * printed[m.metric]
@@ -211,8 +204,8 @@ def _how(facts: Sequence[RunFacts]) -> list[Block]:
     ran = [f for f in facts if f.device]
     if not ran:
         return []
-    once = {(f.row, f.seed): f for f in ran}
-    devices = {d: sum(f.device == d for f in ran) for d in dict.fromkeys(f.device for f in ran)}
+    once = {f.folder: f for f in ran}
+    devices = Counter(f.device for f in once.values())
     versions: dict[str, dict[str, None]] = {}
     for name, value in dict.fromkeys(pair for f in ran for pair in f.versions):
         versions.setdefault(name, {})[value] = None
@@ -220,8 +213,7 @@ def _how(facts: Sequence[RunFacts]) -> list[Block]:
     sets = list(dict.fromkeys(f.dataset_id for f in ran if f.dataset_id))
     hours = sum(f.hours for f in once.values() if isfinite(f.hours))
     texts = [
-        f"On: {'; '.join(f'{d} ({n} cells)' for d, n in devices.items())}; {hours:.3g} hours of training in all "
-        "(rows that share a run count it again).",
+        f"On: {'; '.join(f'{d} ({n} runs)' for d, n in devices.items())}; {hours:.3g} hours of training in all.",
         f"Versions: {', '.join(told)}.",
         *([f"Data sets trained on: {', '.join(sets)}."] if sets else []),
     ]

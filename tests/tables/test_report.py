@@ -63,7 +63,7 @@ def test_published_stands_beside_measured_and_what_was_not_measured_is_empty(fil
     assert "4 of 6 cells" in text
     assert "secret" not in text
     # 1 - 0.8/1 and 1 - 0.9/1.2: mean 22.5%, half width 12.706 * 2.5%
-    assert "wide against narrow: 22.5% (-9.3 to 54.3) lower over 2 seeds (published: 10% lower); the interval " in text
+    assert "wide against narrow: loss of D lower by 22.5% (-9.3 to 54.3) over 2 seeds (published: 10% lower); " in text
     assert "leaves the sign that the paper reports open" in text
     assert (tmp_path / "out" / "report.md").read_text() == text
 
