@@ -31,7 +31,8 @@ def test_the_verbs_are_frozen():
 def test_help_does_not_import_the_heavy_libraries():
     code = (
         "import sys; sys.argv = ['graticule', '--help']\nfrom pipeline import cli\ntry: cli.main()\n"
-        "except SystemExit: pass\nprint(sorted({'torch', 'mlflow', 'submitit', 'accelerate', 'matplotlib'} & set(sys.modules)))"
+        "except SystemExit: pass\nheavy = {'torch', 'mlflow', 'submitit', 'accelerate', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
