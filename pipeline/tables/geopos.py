@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pipeline.config import Config
+from pipeline.models.coordnet import match_parameters
 from pipeline.plan import ExecConfig, RunConfig
 from pipeline.recipes import find
 from pipeline.tables.table import Axes, Comparison, DataSet, Form, Label, Measure, Row, Table
@@ -35,8 +36,6 @@ def com_rows(form: Form) -> list[Row]:
 def _com_row(form: Form, budget: str, kind: str, layers: int, filters: int) -> Row:
     run = _sized(f"geopos.com_{kind}", layers, filters).replace(total_kimg=COM_KIMG[form])
     if budget == PARAMETERS and kind != "coord":
-        from pipeline.models.coordnet import match_parameters
-
         target = _net(_sized("geopos.com_coord", layers, filters)).parameters()
         run = _with_net(run, match_parameters(_net(run), target))
     labels = {"variant": VARIANTS[kind], "layers": layers, "filters": filters, "budget": budget}
