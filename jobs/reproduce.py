@@ -205,11 +205,12 @@ def submit(
     work = [TrainSeveral(share, 1, plan.gpus) for share in dealt]
     if cluster.executor == "slurm":
         executor.update_parameters(array_parallelism=parallel or len(work))
+    began = time.time()  # a job may be at work before all are written down
     with asking(cluster):
         submitted = executor.submit_array(work) if len(work) > 1 else [executor.submit(work[0])]
     for share, job in zip(dealt, submitted, strict=True):
         for folder in share:
-            record_job(folder, numbers[folder], job, cluster, 1, plan.gpus, several=len(share) > 1)
+            record_job(folder, numbers[folder], job, cluster, 1, plan.gpus, several=len(share) > 1, began=began)
     return list(zip(dealt, submitted, strict=True))
 
 

@@ -176,9 +176,10 @@ def record_job(
     after: Sequence[str] = (),
     *,
     several: bool = False,
+    began: float | None = None,
 ) -> Submission:
-    """Write down that this job works on the run in `folder`; with `several`, on others too."""
-    host, now = socket.gethostname(), time.time()
+    """Write down that this job, submitted at `began` or now, works on the run in `folder`; `several`: on others too."""
+    host, now = socket.gethostname(), began or time.time()
     entry = Submission(number, job.job_id, cluster.executor, cluster.name, host, now, nodes, gpus, after, several)
     ledger.record(folder, entry)
     return entry

@@ -108,7 +108,7 @@ COM = Table(
 
 TASKS = {"identity": ("seen", "unseen"), "relative": ("seen", "unseen"), "absolute": ("seen",)}
 SEEN, UNSEEN = "Validation/seen/accuracy", "Validation/unseen/accuracy"
-BIAS_KIMG = {"small": 24.0, "full": 240.0}
+BIAS_KIMG = {"small": 36.0, "full": 240.0}
 
 
 def bias_rows(form: Form) -> list[Row]:

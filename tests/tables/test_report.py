@@ -54,12 +54,12 @@ def test_published_stands_beside_measured_and_what_was_not_measured_is_empty(fil
         fill("narrow", seed, narrow)
         fill("wide", seed, wide)
     fill(BROKEN, 0, 9.0, end="failed", error=f"WorkError: not finite\nsee {tmp_path}/x.json")
-    fill(BROKEN, 1, 9.0, end="checkpoint", kimg=0.032)
+    fill(BROKEN, 1, 9.0, end="checkpoint", kimg=0.016)
     text = write_report(TOY, "full", tmp_path, tmp_path / "out")
-    assert cells(text, "wide")[3:] == ["0.7", "0.85 ± 0.64", "2", "0.064", "1", "2 done"]
+    assert cells(text, "wide")[3:] == ["0.7", "0.85 ± 0.64", "2", "0.032", "1", "2 done"]
     assert cells(text, BROKEN)[3:] == ["", "", "", "", "1", "0 of 2 done, 1 begun, 1 failed"]
     assert f"`{BROKEN}`, seed 0: failed: WorkError: not finite see x.json" in text
-    assert f"`{BROKEN}`, seed 1: at 0.032 of 0.064 kimg" in text
+    assert f"`{BROKEN}`, seed 1: at 0.016 of 0.032 kimg" in text
     assert "4 of 6 cells" in text
     assert "secret" not in text
     # 1 - 0.8/1 and 1 - 0.9/1.2: mean 22.5%, half width 12.706 * 2.5%

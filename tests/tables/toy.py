@@ -8,9 +8,9 @@ from tests.runs import CIPS, FEW_PIXELS, SMALL
 
 LOSS = "Loss/D/adv"
 PUBLISHED = {"wide": {LOSS: "0.7"}}
-KIMG = 0.064
+KIMG = 0.032
 BROKEN = "broken"  # its losses are not finite from the second iteration on
-EXEC = ExecConfig(workers=0, track=False, not_finite_limit=1, sample_kimg=100, status_kimg=0.016, checkpoint_kimg=0.032)
+EXEC = ExecConfig(workers=0, track=False, not_finite_limit=1, sample_kimg=100, status_kimg=0.016, checkpoint_kimg=0.016)
 
 
 def run_of(width: int, *sets: str) -> RunConfig:
