@@ -33,6 +33,7 @@ class Submission:
     nodes: int
     gpus: int
     after: Sequence[str] = ()  # jobs whose end it waits for
+    several: bool = False  # it trains other runs too, one after the other
 
     def folder(self, run: Path) -> Path:
         return number_folder(run, self.number)

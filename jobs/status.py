@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 State = Literal["queued", "running", "done", "stopped", "failed"]
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
 LIFE = ("start", "resume", "checkpoint", "preempt", "done")  # events that tell a state
+FAILED = "failed"  # the event of a failure
 FRESH_SEC = 600  # a run that no job of ours carries counts as running while it writes
 TAIL_BYTES = 1 << 16
 
@@ -132,7 +133,10 @@ def _check_run(run: Path) -> None:
 
 
 def _state(run: Path, events: list[dict[str, Any]], slurm: dict[str, str] | None) -> State:
-    states, last = [state for _, state in ledger.live(run, slurm)], _last_event(events)
+    live, last = ledger.live(run, slurm), _last_event(events)
+    states = [_turn(entry, state, events) for entry, state in live]
+    if any(state == FAILED for state in states):
+        return "failed"
     if any(state not in WAITING for state in states):
         return "running"
     if last == "done":  # what still waits are its successors, or a job with nothing to do
@@ -147,6 +151,14 @@ def _state(run: Path, events: list[dict[str, Any]], slurm: dict[str, str] | None
     if last is None:
         return "stopped"
     return "running" if time.time() - _written(run) < FRESH_SEC else "failed"
+
+
+def _turn(entry: ledger.Submission, state: str, events: list[dict[str, Any]]) -> str:
+    """A job's state as this run sees it: one with several runs has not come to it yet, or is past it."""
+    if not entry.several or state in WAITING:
+        return state
+    since = [e["event"] for e in events if e.get("time", 0) >= entry.time and e.get("event") in (*LIFE, FAILED)]
+    return FAILED if since[-1:] == [FAILED] else state if since and since[-1] != "done" else "PENDING"
 
 
 def _written(run: Path) -> float:

@@ -91,7 +91,7 @@ def submit(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) 
     executor = executor_for(place, cluster, nodes, gpus, name, code=code)
     with asking(cluster):
         job = executor.submit(TrainJob(folder, nodes, gpus, 0, cluster.successors))
-    first = _record(folder, number, job, cluster, nodes, gpus)
+    first = record_job(folder, number, job, cluster, nodes, gpus)
     _queue_successors(folder, first, cluster, name, code)
     return job
 
@@ -120,7 +120,7 @@ def submit_array(
     executor.update_parameters(array_parallelism=parallelism or len(folders))
     with asking(cluster):
         jobs = executor.submit_array(work)
-    firsts = [_record(f, n, job, cluster, nodes, gpus) for f, n, job in zip(folders, numbers, jobs, strict=True)]
+    firsts = [record_job(f, n, job, cluster, nodes, gpus) for f, n, job in zip(folders, numbers, jobs, strict=True)]
     for folder, first in zip(folders, firsts, strict=True):
         _queue_successors(folder, first, cluster, name, code)
     return jobs
@@ -151,7 +151,7 @@ def _one_after_the_other(
         executor = executor_for(place, cluster, job.nodes, job.gpus, name, code=code, after=before)
         with asking(cluster):
             jobs.append(executor.submit(job))
-        _record(folder, number, jobs[-1], cluster, job.nodes, job.gpus, after=before)
+        record_job(folder, number, jobs[-1], cluster, job.nodes, job.gpus, after=before)
     return jobs
 
 
@@ -166,11 +166,21 @@ def snapshot(place: Path) -> Path:
     return place / CODE
 
 
-def _record(
-    folder: Path, number: int, job: Any, cluster: Cluster, nodes: int, gpus: int, after: Sequence[str] = ()
+def record_job(
+    folder: Path,
+    number: int,
+    job: Any,
+    cluster: Cluster,
+    nodes: int,
+    gpus: int,
+    after: Sequence[str] = (),
+    *,
+    several: bool = False,
+    began: float | None = None,
 ) -> Submission:
-    host, now = socket.gethostname(), time.time()
-    entry = Submission(number, job.job_id, cluster.executor, cluster.name, host, now, nodes, gpus, after)
+    """Write down that this job, submitted at `began` or now, works on the run in `folder`; `several`: on others too."""
+    host, now = socket.gethostname(), began or time.time()
+    entry = Submission(number, job.job_id, cluster.executor, cluster.name, host, now, nodes, gpus, after, several)
     ledger.record(folder, entry)
     return entry
 
@@ -187,14 +197,14 @@ def _queue_successors(folder: Path, first: Submission, cluster: Cluster, name: s
                 job = executor.submit(TrainJob(folder, first.nodes, first.gpus, place, cluster.successors))
         except UserError as e:
             raise UserError(f"{e}; job {ids[0]} is queued with {place - 1} of {cluster.successors} successors") from e
-        _record(folder, number, job, cluster, first.nodes, first.gpus, after=tuple(ids))
+        record_job(folder, number, job, cluster, first.nodes, first.gpus, after=tuple(ids))
         ids.append(job.job_id)
 
 
 def sbatch_text(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) -> str:
     """The file that `submit` would give to sbatch, or what it would start here. Changes nothing."""
     folder = folder.resolve()
-    return _shown(ledger.number_folder(folder, ledger.next_number(folder)), cluster, nodes, gpus, name)
+    return shown(ledger.number_folder(folder, ledger.next_number(folder)), cluster, nodes, gpus, name)
 
 
 def array_text(
@@ -207,10 +217,11 @@ def array_text(
     place = ledger.array_folder(folders[0].resolve().parent)
     more = {"map_count": len(folders), "array_parallelism": parallelism or len(folders)}
     tasks = "".join(f"# {i}: {folder}\n" for i, folder in enumerate(folders))
-    return _shown(place, cluster, nodes, gpus, name, **more) + tasks
+    return shown(place, cluster, nodes, gpus, name, **more) + tasks
 
 
-def _shown(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str, **more: int) -> str:
+def shown(place: Path, cluster: Cluster, nodes: int, gpus: int, name: str, **more: int) -> str:
+    """The file that sbatch would be given for a submission in `place`, or what would be started here."""
     missing = [p for p in (place, *place.parents) if not p.exists()]  # deepest first
     executor = executor_for(place, cluster, nodes, gpus, name, code=place / CODE)
     for made in filter(Path.exists, missing):  # by submitit's constructor

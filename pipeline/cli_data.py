@@ -55,7 +55,7 @@ def prep(
         origin = open_source(source, path, split)
         words = {"crop": crop or origin.crop, "filter": filter, "icc": icc, "encoding": encoding, "quality": quality}
         sets = _sets(out, size, {name: word for name, word in words.items() if word is not None})
-        with _Bar(f"prep {source}", "images", notes=lambda: origin.notes) as progress:
+        with Bar(f"prep {source}", "images", notes=lambda: origin.notes) as progress:
             how: dict[str, Any] = {"split": split, "shard_size": shard_size, "on_error": on_error, "progress": progress}
             if cluster is None:
                 made = prepare_all(origin, sets, workers=workers or CPUS, **how)
@@ -77,7 +77,7 @@ def verify(
     from dataprep.verify import verify as find_problems
     from pipeline.data.manifest import load_manifest
 
-    with _at_work("verify"), _Bar(f"verify {folder}", "MB", 1e6) as progress:
+    with _at_work("verify"), Bar(f"verify {folder}", "MB", 1e6) as progress:
         problems = find_problems(folder, workers=workers, progress=progress)
     for problem in problems:
         print(problem)
@@ -122,7 +122,7 @@ def beton(
     """An FFCV copy beside the shards: same samples, same order, same pixels."""
     from pipeline.data.beton import write_beton
 
-    with _at_work("beton"), _Bar(f"beton {folder}", "images") as progress:
+    with _at_work("beton"), Bar(f"beton {folder}", "images") as progress:
         path = write_beton(folder, workers=workers, progress=progress)
         print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
 
@@ -162,7 +162,7 @@ def _at_work(verb: str, more: str = "") -> Iterator[None]:
         raise typer.Exit(130) from e
 
 
-class _Bar:
+class Bar:
     """Progress on stderr: a bar on a terminal, elsewhere a line now and then. Speed and time left count this run.
 
     `notes` are asked for and printed when the work begins, or when there was none to do.
@@ -180,7 +180,7 @@ class _Bar:
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task(what, total=None, state="")
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

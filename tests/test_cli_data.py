@@ -120,7 +120,7 @@ def test_inspect_shows_tables_or_json_and_writes_a_sheet_only_when_asked(graticu
 def test_speed_and_time_left_count_this_run_alone(monkeypatch, capsys):
     clock = iter((0.0, 100.0, 110.0, 150.0))
     monkeypatch.setattr(cli_data.time, "monotonic", lambda: next(clock))
-    with cli_data._Bar("prep x", "images", notes=lambda: ["a remark"]) as progress:
+    with cli_data.Bar("prep x", "images", notes=lambda: ["a remark"]) as progress:
         progress(500, 1000)  # by an earlier run
         progress(600, 1000)
         progress(700, 1000)
@@ -133,9 +133,9 @@ def test_speed_and_time_left_count_this_run_alone(monkeypatch, capsys):
 
 
 def test_notes_are_printed_where_there_was_no_work_to_do_but_not_where_it_failed(capsys):
-    with cli_data._Bar("x", "images", notes=lambda: ["a remark"]):
+    with cli_data.Bar("x", "images", notes=lambda: ["a remark"]):
         pass
     assert capsys.readouterr().out == "note: a remark\n"
-    with pytest.raises(WorkError), cli_data._Bar("x", "images", notes=lambda: ["a remark"]):
+    with pytest.raises(WorkError), cli_data.Bar("x", "images", notes=lambda: ["a remark"]):
         raise WorkError("failed")
     assert capsys.readouterr().out == ""

@@ -14,6 +14,7 @@ from tests.runs import CIPS, ENV, GRATICULE, MSPIE
 VERBS = {
     *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
     *("sample", "interpolate", "edit", "register", "sync", "doctor", "demo", "import_"),
+    *("reproduce", "report"),
 }
 GROUPS = {
     "probe": {"padding", "stationarity"},
@@ -31,7 +32,8 @@ def test_the_verbs_are_frozen():
 def test_help_does_not_import_the_heavy_libraries():
     code = (
         "import sys; sys.argv = ['graticule', '--help']\nfrom pipeline import cli\ntry: cli.main()\n"
-        "except SystemExit: pass\nprint(sorted({'torch', 'mlflow', 'submitit', 'accelerate'} & set(sys.modules)))"
+        "except SystemExit: pass\nheavy = {'torch', 'mlflow', 'submitit', 'accelerate', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
@@ -111,6 +113,16 @@ def test_status_of_no_runs_is_an_empty_table(graticule, tmp_path):
         (["train", CIPS, "--tiny", "--data", "{data}", "--set", "recipe=a/b"], "recipe='a/b'"),
         (["demo", "--out", "{tmp}/demo", "--set", "exec.nodes=2"], "this one machine"),
         (["status", "--runs", "{tmp}/absent"], "no such folder"),
+        (["reproduce", "geopos.con"], "did you mean 'geopos.com'?"),
+        (["reproduce", "geopos.vae"], "table='geopos.vae' needs --data DIR"),
+        (["reproduce", "geopos.vae", "--data", "{data}"], "needs --validation DIR"),
+        (["reproduce", "geopos.vae", "--data", "{data}", "--validation", "{tmp}/absent"], "absent"),
+        (["reproduce", "geopos.com", "--data", "{data}"], "makes its own data sets; leave --data out"),
+        (["reproduce", "geopos.com", "--parallel", "2"], "this one machine"),
+        (["reproduce", "geopos.com", "--cluster", "lab"], "sbatch is not on PATH"),
+        (["reproduce", "geopos.com", "--seeds", "a"], "seeds='a'"),
+        (["report", "geopos.com"], "start with graticule reproduce geopos.com"),
+        (["report", "geopos"], "table='geopos' is unknown"),
         (["sample", "{tmp}/empty"], "not a run folder"),
         (["sample", "{tmp}/empty", "--seeds", "a"], "seeds='a'"),
         (["sample", "{tmp}/empty", "--size", "1x2x3"], "size='1x2x3'"),

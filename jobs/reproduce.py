@@ -1,0 +1,245 @@
+"""A table's runs as an array of jobs, each of which trains its share of them.
+
+Run folders are ordinary ones: what is done is left alone, what was stopped goes on, and the same command again submits
+what is neither done nor at work. Knows nothing of what a table shows.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import ledger
+from jobs.cluster import Cluster
+from jobs.executors import asking, executor_for
+from jobs.several import TrainSeveral, failures
+from jobs.status import is_done
+from jobs.submit import check_cluster, record_job, shown, snapshot
+from pipeline.data.manifest import INDEX, MANIFEST
+from pipeline.errors import UserError, WorkError
+from pipeline.tables import book
+from pipeline.tables.measured import state_of
+from pipeline.tables.table import DataSet, Form, Row, Table
+
+if TYPE_CHECKING:
+    import submitit
+
+POLL_SEC = (0.5, 10.0)  # between looks at the runs and the queue: at first, and in the long run
+Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
+
+
+# --- data
+
+
+def prepare_sets(sets: Sequence[DataSet], root: Path, workers: int, progress: Progress) -> None:
+    """Make those that are missing; a set that is there already is left as it is, a half-made one is finished.
+
+    `progress(name)`: a context manager around the making of a set, which gives a callable (done, total).
+    """
+    from dataprep.sources import open_source
+    from dataprep.transform import Transform
+    from dataprep.writer import prepare_all
+
+    for one in sets:
+        origin = open_source(one.source, None, one.split)
+        how = {root / one.folder: Transform(size_px=one.size_px, crop=origin.crop)}
+        with progress(f"prep {one.folder}") as told:
+            prepare_all(origin, how, split=one.split, workers=workers, progress=told)
+
+
+def is_there(folder: Path) -> bool:
+    """Is a prepared set whole?"""
+    return all((folder / name).is_file() for name in (MANIFEST, INDEX))
+
+
+def sets_of(rows: Sequence[Row]) -> list[DataSet]:
+    """All that the rows need and that can be made here, each once."""
+    return list(dict.fromkeys(one for row in rows if row.data for one in (row.data, *row.validation)))
+
+
+# --- planning
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do: the run folder of each (row, seed), several of which may share one."""
+
+    table: Table
+    form: Form
+    runs: Path
+    folders: Mapping[tuple[str, int], Path]
+    gpus: int
+
+    def unique(self) -> list[Path]:
+        """Run folders in the table's order."""
+        return list(dict.fromkeys(self.folders.values()))
+
+    def at_work(self) -> set[Path] | None:
+        """Those that a queued or running job has, done or not; None if Slurm does not answer."""
+        entries = [entry for folder in self.unique() for entry in ledger.submissions(folder)]
+        slurm = ledger.queue() if any(e.executor == "slurm" for e in entries) else {}
+        return None if slurm is None else {f for f in self.unique() if ledger.alive(f, slurm)}
+
+    def states(self) -> dict[Path, str]:
+        """done, failed, at work, left; "at work" also while its job is at another run."""
+        busy, out = self.at_work() or set(), {}
+        for folder in self.unique():
+            state = state_of(folder)[0]
+            out[folder] = state if state in ("done", "failed") else "at work" if folder in busy else "left"
+        return out
+
+    def todo(self) -> list[Path]:
+        """Neither done nor at work; WorkError if that cannot be known."""
+        busy = self.at_work()
+        if busy is None:
+            raise WorkError("some of these runs have jobs, and squeue does not answer; run the command again later")
+        return [folder for folder in self.unique() if not is_done(folder) and folder not in busy]
+
+
+def plan(
+    table: Table,
+    form: Form,
+    runs: Path,
+    *,
+    seeds: Sequence[int],
+    data: Sequence[Path] = (),
+    validation: Sequence[Path] = (),
+    root: Path,
+    gpus: int | None = None,
+    dry: bool = False,
+) -> Plan:
+    """Make, or find, the folder of every row with every seed, and write the table's file; `dry`: write nothing.
+
+    The data sets are there.
+    """
+    from pipeline.run import folder_of, plan_run
+
+    usual = table.exec_of(form)
+    exec_ = usual.replace(gpus=gpus or usual.gpus)
+    folders: dict[tuple[str, int], Path] = {}
+    looked_at: set[object] = set()  # sets whose shards were seen to be there
+    for row in table.rows(form):
+        ours = [root / row.data.folder] if row.data else list(data)
+        held_out = [root / one.folder for one in row.validation] if row.data else list(validation)
+        for seed in seeds:
+            full = (key := tuple(ours + held_out)) not in looked_at
+            run = row.run.replace(seed=seed)
+            if dry:
+                folders[row.name, seed] = folder_of(run, exec_, ours, runs)
+                continue
+            folders[row.name, seed] = plan_run(run, exec_, ours, runs, [], full=full, validation=held_out)
+            looked_at.add(key)
+    if not dry:
+        book.write(runs, table, form, folders)
+    return Plan(table, form, runs, folders, exec_.gpus)
+
+
+def check_given(table: Table, form: Form, data: Sequence[Path], validation: Sequence[Path]) -> None:
+    """Refuse a table without the sets that only the user has, and sets that a table does not look at."""
+    rows = table.rows(form)
+    theirs = any(row.data is None for row in rows)
+    if theirs and not (data and validation):
+        lacking = "--data DIR" if not data else "--validation DIR"
+        raise UserError(
+            f"table={table.name!r} needs {lacking}: {table.needs or 'prepared sets'} (graticule prep makes them)"
+        )
+    if not theirs and (data or validation):
+        option = "--data" if data else "--validation"
+        raise UserError(f"table={table.name!r} makes its own data sets; leave {option} out, or say --data-root DIR")
+
+
+# --- submission
+
+
+def shares(folders: Sequence[Path], jobs: int) -> list[list[Path]]:
+    """One list a job, dealt in turn, so that rows of different cost are spread."""
+    return [share for i in range(jobs) if (share := list(folders[i::jobs]))]
+
+
+def jobs_of(cluster: Cluster, wanted: int | None, todo: int) -> int:
+    """How many jobs: on this machine one a core, on a cluster one a run, if nothing else is asked for."""
+    usual = os.cpu_count() or 1 if cluster.executor == "local" else todo
+    return max(1, min(wanted or usual, todo))
+
+
+def place_of(cluster: Cluster, gpus: int, jobs: int) -> Cluster:
+    """The cluster as these jobs want it: on one machine they share its cores."""
+    if cluster.successors:
+        raise UserError(
+            f"cluster={cluster.name!r}: successors={cluster.successors} has no effect on the jobs of a table, which "
+            "train several runs each; set it to 0, and run the same command again where a job could not requeue itself"
+        )
+    if cluster.executor == "local" and cluster.cpus_per_task is None:
+        return cluster.replace(cpus_per_task=max(1, (os.cpu_count() or 1) // (gpus * jobs)))
+    return cluster
+
+
+def check_parallel(cluster: Cluster, parallel: int | None) -> None:
+    """Refuse a limit where there is no queue."""
+    if parallel is not None and cluster.executor == "local":
+        raise UserError(
+            f"parallel={parallel}: cluster {cluster.name!r} is this one machine, whose jobs all run at a time; give "
+            f"--jobs {parallel}"
+        )
+
+
+def submit(
+    plan: Plan, cluster: Cluster, *, jobs: int | None = None, parallel: int | None = None
+) -> "list[tuple[list[Path], submitit.Job[str]]]":
+    """Queue what is neither done nor at work: each share with its job. None where nothing is left."""
+    check_cluster(cluster, 1)
+    check_parallel(cluster, parallel)
+    todo = plan.todo()
+    if not todo:
+        return []
+    count = jobs_of(cluster, jobs, len(todo))
+    cluster = place_of(cluster, plan.gpus, count)
+    dealt = shares(todo, count)
+    place = ledger.claim_array(plan.runs.absolute())
+    code = snapshot(place)
+    numbers = {folder: ledger.claim(folder, place) for folder in todo}
+    executor = executor_for(place, cluster, 1, plan.gpus, plan.table.name, code=code)
+    work = [TrainSeveral(share, 1, plan.gpus) for share in dealt]
+    if cluster.executor == "slurm":
+        executor.update_parameters(array_parallelism=parallel or len(work))
+    began = time.time()  # a job may be at work before all are written down
+    with asking(cluster):
+        submitted = executor.submit_array(work) if len(work) > 1 else [executor.submit(work[0])]
+    for share, job in zip(dealt, submitted, strict=True):
+        for folder in share:
+            record_job(folder, numbers[folder], job, cluster, 1, plan.gpus, several=len(share) > 1, began=began)
+    return list(zip(dealt, submitted, strict=True))
+
+
+def text_of(plan_: Plan, cluster: Cluster, *, jobs: int | None = None, parallel: int | None = None) -> str:
+    """What `submit` would give to sbatch, or start here. Changes nothing."""
+    todo = plan_.todo()
+    if not todo:
+        return ""
+    count = jobs_of(cluster, jobs, len(todo))
+    cluster = place_of(cluster, plan_.gpus, count)
+    more = {"map_count": count, "array_parallelism": parallel or count} if count > 1 else {}
+    place = ledger.array_folder(plan_.runs.absolute())
+    return shown(place, cluster, 1, plan_.gpus, plan_.table.name, **more)
+
+
+def wait(plan: Plan, progress: Callable[[int, int], None]) -> None:
+    """Until no job is at work on any of its runs; WorkError, with the failed ones, unless all are done."""
+    total, pause = len(plan.unique()), POLL_SEC[0]
+    while True:
+        busy = plan.at_work()  # asked first: what ends meanwhile is counted
+        progress(list(plan.states().values()).count("done"), total)
+        if busy is not None and not busy:
+            break
+        time.sleep(pause)
+        pause = min(pause * 1.2, POLL_SEC[1])
+    states = {folder: state_of(folder) for folder in plan.unique()}
+    failed = {str(folder): said for folder, (state, said) in states.items() if state == "failed"}
+    left = [folder for folder, (state, _) in states.items() if state not in ("done", "failed")]
+    if failed or left:
+        said = [f"{len(failed)} of {total} runs failed: {failures(failed)}"] if failed else []
+        said += [f"{len(left)} of {total} are not done ({left[0].name}, ...)"] if left else []
+        raise WorkError("; ".join(said) + "; the same command again submits them")

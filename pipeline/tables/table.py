@@ -1,0 +1,114 @@
+"""A table of a paper as data: its rows, what is measured of each, what is compared, and what was published.
+
+A row is a RunConfig trained once for each seed. Everything here is a plain value: how rows are submitted, read and
+printed is decided elsewhere, and nothing knows a paper by name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.plan import ExecConfig, RunConfig
+
+Form = Literal["small", "full"]
+"""small: documented, for two CPU cores; full: as published, or as long as it takes, for GPUs."""
+Label = str | int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A prepared set that needs no download: the words that `graticule prep` would be given."""
+
+    source: str
+    split: str | None
+    size_px: int
+
+    @property
+    def folder(self) -> str:
+        """Its name below the folder of data sets."""
+        return "-".join(filter(None, (self.source, self.split, str(self.size_px))))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; `run` is trained once for each seed."""
+
+    name: str  # unique in its table
+    labels: Mapping[str, Label]  # column -> what stands in it
+    run: RunConfig
+    published: Mapping[str, str] = field(default_factory=dict)  # metric -> as the paper prints it
+    data: DataSet | None = None  # None: given by the user
+    validation: tuple[DataSet, ...] = ()  # with `data`; otherwise the user's
+    metrics: Mapping[str, str] = field(default_factory=dict)  # a measure's metric -> its name in these runs, if another
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of metrics.jsonl that is a column."""
+
+    metric: str
+    title: str
+    better: Literal["lower", "higher"]
+    digits: int = 3  # significant ones
+    percent: bool = False  # a share of 1, shown times 100
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One variant against another, over all pairs of rows that agree in the other labels.
+
+    `kind`: relative, by how much of the other's mean the variant's is lower (or higher, where higher is better);
+    difference, the same in units of the measure. Positive is always in favour of the variant.
+    """
+
+    title: str
+    metric: str
+    column: str  # the label that tells the two apart
+    variant: Label
+    against: Label
+    within: Mapping[str, Label] = field(default_factory=dict)  # only rows with these labels
+    kind: Literal["relative", "difference"] = "relative"
+    published: str = ""  # as the paper states it
+    claim: Literal["better", ""] = "better"  # the sign that the paper states, if it states any
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which labels a plot is spread over."""
+
+    x: str
+    line: str
+    panel: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of a paper."""
+
+    name: str
+    title: str
+    place: str  # in the paper
+    rows: Callable[[Form], Sequence[Row]]
+    measures: tuple[Measure, ...]
+    axes: Axes
+    comparisons: tuple[Comparison, ...] = ()
+    group: str = ""  # the label whose values are reported in parts of their own
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    exec: Mapping[str, ExecConfig] = field(default_factory=dict)  # form -> how its runs are executed
+    needs: str = ""  # the sets that the user must have, where the rows have none
+    notes: tuple[str, ...] = ()  # what a reader must know to read the numbers
+
+    def exec_of(self, form: Form) -> ExecConfig:
+        """How a form's runs are executed."""
+        return self.exec.get(form, ExecConfig())
+
+    def measure(self, metric: str) -> Measure:
+        """The column of that metric."""
+        return next(m for m in self.measures if m.metric == metric)
+
+    def groups(self, rows: Sequence[Row]) -> dict[Label, list[Row]]:
+        """Rows by the label `group`, all in one where there is none."""
+        out: dict[Label, list[Row]] = {}
+        for row in rows:
+            out.setdefault(row.labels[self.group] if self.group else "", []).append(row)
+        return out
