@@ -299,7 +299,7 @@ def depth(
     opened = Opened(G, "look-depth", png(out), "out", run, checkpoint.name)
     rows, found = maps.rows(G, data, count)
     opened.save(sheet(rows), {"of": data.name, "count": count})
-    _beside(opened, {"data": str(data), **found})
+    beside(opened, {"data": str(data), **found})
     opened.tell(f"pairs of {data}")
 
 
