@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while working, 2 the user's words are off (one line
 import contextlib
 import json
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,6 +46,7 @@ Validation = Annotated[
 
 def main() -> None:
     """Entry point: turns a user's mistake into one line and exit code 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"graticule: {message}\n"
     with contextlib.suppress(AttributeError):  # paths may hold bytes that are no UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
@@ -175,7 +177,7 @@ def submit(
         raise UserError(f"--set {min(twice)} and --{min(twice)[5:]} are both given; leave one out")
     overrides = [[*(set_ or []), *seed] for seed in _seeds(seeds, parallel, set_)]
     planned = [_configure(recipe, [*o, *more], tiny) for o in overrides]
-    folders = [folder_of(*run, data, runs) for run in planned]
+    folders = [folder_of(*run, data, runs, validation or ()) for run in planned]
     run, exec_ = planned[0]
     shape = {"nodes": exec_.nodes, "gpus": exec_.gpus, "name": run.recipe, "parallelism": parallel}
     if dry_run:

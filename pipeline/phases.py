@@ -130,7 +130,7 @@ class FamilyConfig(Config, ABC):
     kind: str
     group_field: ClassVar[str] = "family.D.mbstd_group"  # what a user sets `group` by
     recomputes: ClassVar[bool] = False  # may G's blocks be computed again for the backward pass (exec.recompute)?
-    classes_field: ClassVar[str] = "family.G.num_classes"  # what a user sets `num_classes` by
+    classes_fields: ClassVar[tuple[str, ...]] = ()  # what a user sets `num_classes` by
     planes: ClassVar[int] = 1  # of a stored sample: 1: a picture, 2: a photograph above its coded depth
     validates: ClassVar[bool] = False  # does it measure anything on held-out images (--validation)?
 

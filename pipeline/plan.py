@@ -244,7 +244,7 @@ def check_classes(run: RunConfig, one: str, manifest: Manifest) -> None:
     if wanted and wanted != there:
         raise UserError(
             f"data={one!r} has {there} classes, the recipe is for {wanted}; prepare a set with labels, or set the "
-            f"number that it has: --set {run.family.classes_field}={max(1, there)}"
+            f"number that it has: {' '.join(f'--set {f}={max(1, there)}' for f in run.family.classes_fields)}"
         )
 
 

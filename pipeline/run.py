@@ -54,9 +54,21 @@ def resolve(run: RunConfig, exec_: ExecConfig, data: Data, *, full: bool = True)
     return run.replace(data=run.data.replace(dataset_id=dataset_id(sets, manifests)))
 
 
-def folder_of(run: RunConfig, exec_: ExecConfig, data: Data, runs: Path) -> Path:
-    """Where this run lives, or will. Writes nothing, and looks at no shard."""
-    return runs.absolute() / run_name(resolve(run, exec_, data, full=False))
+def folder_of(run: RunConfig, exec_: ExecConfig, data: Data, runs: Path, validation: Sequence[Path] = ()) -> Path:
+    """Where this run lives, or will. Writes nothing, and looks at no shard; held-out sets are checked, too."""
+    run = resolve(run, exec_, data, full=False)
+    _held_out(run, validation, full=False)
+    return runs.absolute() / run_name(run)
+
+
+def _held_out(run: RunConfig, validation: Sequence[Path], *, full: bool) -> tuple[str, ...]:
+    """Absolute folders of held-out sets that go with the run."""
+    held_out = tuple(str(one.absolute()) for one in validation)
+    if len({Path(one).name for one in held_out}) < len(held_out):
+        raise UserError(f"validation={list(held_out)}: folders of one name; rename one")
+    for one in held_out:
+        check_validation(run, one, manifest_of(one, full=full))
+    return held_out
 
 
 def plan_run(
@@ -75,11 +87,7 @@ def plan_run(
     images; they do not name the run, as they change no result.
     """
     run = resolve(run, exec_, data, full=full)
-    held_out = tuple(str(one.absolute()) for one in validation)
-    if len({Path(one).name for one in held_out}) < len(held_out):
-        raise UserError(f"validation={list(held_out)}: folders of one name; rename one")
-    for one in held_out:
-        check_validation(run, one, manifest_of(one, full=full))
+    held_out = _held_out(run, validation, full=full)
     folder = runs.absolute() / run_name(run)
     launch = Launch(exec=exec_, data=sets_of(data), validation=held_out)
     try:

@@ -20,6 +20,7 @@ class DCGANConfig(WGANGPConfig):
 
     kind: Literal["dcgan"] = "dcgan"
     group_field: ClassVar[str] = "family.G.bn_group"
+    classes_fields: ClassVar[tuple[str, ...]] = ("family.G.num_classes", "family.D.num_classes")
     G: DCGANGeneratorConfig = DCGANGeneratorConfig()
     D: DCGANDiscriminatorConfig = DCGANDiscriminatorConfig()
     ema_kimg: float = Field(default=1e-6, gt=0)  # next to nothing: G_ema is G

@@ -26,7 +26,7 @@ class SupervisedConfig(FamilyConfig):
 
     kind: Literal["supervised"] = "supervised"
     group_field: ClassVar[str] = "family.together"
-    classes_field: ClassVar[str] = "family.G.outputs"
+    classes_fields: ClassVar[tuple[str, ...]] = ("family.G.outputs",)
     validates: ClassVar[bool] = True
     task: Literal["centre_of_mass", "classify"] = "centre_of_mass"
     G: CoordNetConfig = CoordNetConfig()

@@ -44,7 +44,7 @@ def com_conv() -> RunConfig:
 
     Command: graticule submit geopos.com_conv --data DIR --validation DIR --cluster NAME
     Data: graticule prep densities --size 32 --split train; held out: validation
-    Cost: 0.064 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.064 M images, 0.1 TFLOP, minutes on one CPU core
     Published: GeoConv's loss 46% below convolution's and 57% below CoordConv's over the sweep (no absolute number)
     Measured:
     """
@@ -56,7 +56,7 @@ def com_coord() -> RunConfig:
 
     Command: graticule submit geopos.com_coord --data DIR --validation DIR --cluster NAME
     Data: graticule prep densities --size 32 --split train; held out: validation
-    Cost: 0.064 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.064 M images, 0.2 TFLOP, minutes on one CPU core
     Published: GeoConv's loss 46% below convolution's and 57% below CoordConv's over the sweep (no absolute number)
     Measured:
     """
@@ -68,7 +68,7 @@ def com_geo() -> RunConfig:
 
     Command: graticule submit geopos.com_geo --data DIR --validation DIR --cluster NAME
     Data: graticule prep densities --size 32 --split train; held out: validation
-    Cost: 0.064 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.064 M images, 0.1 TFLOP, minutes on one CPU core
     Published: GeoConv's loss 46% below convolution's and 57% below CoordConv's over the sweep (no absolute number)
     Measured:
     """
@@ -80,7 +80,7 @@ def bias_identity_conv() -> RunConfig:
 
     Command: graticule submit geopos.bias_identity_conv --data DIR --validation DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split identity-train; held out: identity-seen, identity-unseen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.4 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -92,7 +92,7 @@ def bias_identity_coord() -> RunConfig:
 
     Command: graticule submit geopos.bias_identity_coord --data DIR --validation DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split identity-train; held out: identity-seen, identity-unseen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.5 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -104,7 +104,7 @@ def bias_identity_geo() -> RunConfig:
 
     Command: graticule submit geopos.bias_identity_geo --data DIR --validation DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split identity-train; held out: identity-seen, identity-unseen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.4 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -116,7 +116,7 @@ def bias_relative_conv() -> RunConfig:
 
     Command: graticule submit geopos.bias_relative_conv --data DIR --validation DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split relative-train; held out: relative-seen, relative-unseen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.4 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -128,7 +128,7 @@ def bias_relative_coord() -> RunConfig:
 
     Command: graticule submit geopos.bias_relative_coord --data DIR --validation DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split relative-train; held out: relative-seen, relative-unseen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.5 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -140,7 +140,7 @@ def bias_relative_geo() -> RunConfig:
 
     Command: graticule submit geopos.bias_relative_geo --data DIR --validation DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split relative-train; held out: relative-seen, relative-unseen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.4 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -152,7 +152,7 @@ def bias_absolute_conv() -> RunConfig:
 
     Command: graticule submit geopos.bias_absolute_conv --data DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split absolute-train; held out: absolute-seen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.4 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -164,7 +164,7 @@ def bias_absolute_coord() -> RunConfig:
 
     Command: graticule submit geopos.bias_absolute_coord --data DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split absolute-train; held out: absolute-seen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.5 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
@@ -176,7 +176,7 @@ def bias_absolute_geo() -> RunConfig:
 
     Command: graticule submit geopos.bias_absolute_geo --data DIR --validation DIR --cluster NAME
     Data: graticule prep glyphs --size 32 --split absolute-train; held out: absolute-seen
-    Cost: 0.096 M images, 0 PFLOP: 0.00 GPU-hours at a sustained 100 TFLOP/s, which so small a network does not reach
+    Cost: 0.096 M images, 0.4 TFLOP, minutes on one CPU core
     Published: not published as a number
     Measured:
     """
