@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from pipeline.chance import rng
 from pipeline.config import Config, added
-from pipeline.layers.coords import CoordChannels, CoordSpec
+from pipeline.layers.coords import CoordChannels, CoordSpec, shifted
 from pipeline.layers.norm import GroupBatchNorm2d
 from pipeline.layers.posenc import Convention, head_code
 from pipeline.models.pggan import HEAD_PX, check_multiples, interpolated
@@ -139,14 +139,15 @@ class DCGANGenerator(nn.Module):
     def synthesis(
         self, ws: Float[Tensor, "n 1 w_dim"], size: tuple[int, int], noise: tuple[int, ...] | None
     ) -> Float[Tensor, "n 3 h w"]:
-        """Images of any size that `check_size` allows; `noise` has no effect."""
+        """Images of any size that `check_size` allows; `noise` seeds shifts in evaluation (coords.stochastic_eval)."""
         w = ws[:, 0]
         if self.training:
             return self.images(self.first_map(w, size))
         group = self.cfg.bn_group
         c = torch.arange(group, device=w.device) % max(1, self.num_classes)
         standing = self.mapping(self.standing(w.device), c)
-        return self.images(self.first_map(torch.cat([standing, w]), size))[group:]
+        with shifted([self], (*range(group), *(noise or [0] * len(w))), 0):
+            return self.images(self.first_map(torch.cat([standing, w]), size))[group:]
 
     def first_map(self, w: Float[Tensor, "n w_dim"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
         """The first map for an image of this size, the code in it."""

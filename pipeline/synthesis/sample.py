@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.chance import key, rng
+from pipeline.layers.coords import shifted
 from pipeline.models import GENERATORS
 from pipeline.models.stylegan2 import broadcast_w
 from pipeline.spec import UserError, to_uint8
 
 MEAN_W_SAMPLES = 4096
+SHIFT_OF_ALL = 0  # seeds the shift of generators that draw one for a batch, in evaluation too
 PIXELS_AT_ONCE = 1 << 18  # of one forward; bounds memory at large sizes
 
 
@@ -138,7 +140,9 @@ def render(
     for i in range(0, len(ws), at_once):
         if stop():
             raise Stopped(f"{i} of {len(ws)} images are made")
-        images.append(to_uint8(G.synthesis(ws[i : i + at_once], size, tuple(noise[i : i + at_once]))))
+        seeds = tuple(noise[i : i + at_once])
+        with shifted([G], seeds, SHIFT_OF_ALL):
+            images.append(to_uint8(G.synthesis(ws[i : i + at_once], size, seeds)))
     return torch.cat(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
