@@ -98,6 +98,8 @@ def _rows_that_fit(nets: "dict[str, Found]", kind: str = "mspie") -> dict[str, "
         family, words = recipe.make().family, []
         if not isinstance(family, MSPIEConfig | CIPSConfig) or family.kind != kind:
             continue
+        if isinstance(family, MSPIEConfig) and family.G.coords.mode != "none":
+            continue  # no public code base has these channels
         if isinstance(family, MSPIEConfig) and family.G.padding == "none" and not family.G.padded_skip:
             words = [PADDED_SKIP]
             family = override(family, [word.removeprefix("family.") for word in words])

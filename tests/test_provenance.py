@@ -115,9 +115,9 @@ def test_an_equal_snapshot_is_left_a_cut_or_another_one_is_replaced(repository, 
 
 
 def test_a_disk_without_room_keeps_the_old_snapshot_and_leaves_no_half_one(repository, tmp_path):
-    with small_disk(tmp_path / "disk", size_kb=1200) as disk:
+    with small_disk(tmp_path / "disk", size_kb=2000) as disk:
         snapshot_code(disk.path)
-        (repository / "jobs" / "big.py").write_text("#" * 800_000)
+        (repository / "jobs" / "big.py").write_text("#" * 1_400_000)
         with pytest.raises(WorkError, match=r"the code cannot be copied there \(No space left on device\)"):
             snapshot_code(disk.path)
         assert [p.name for p in disk.path.iterdir()] == ["code"]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
 from dataprep.decode import TURNS, open_image
@@ -135,7 +134,7 @@ class Depth:
             raise Rejected("no depth", "nothing was measured between 1 mm and 65.535 m")
         return image, Image.fromarray(coded)
 
-    def _metres(self, key: bytes) -> Float[np.ndarray, "h w"]:
+    def _metres(self, key: bytes) -> np.ndarray:
         data = self._tree.read(key)
         depth = _npy(data) if key.lower().endswith(b".npy") else np.asarray(_map_image(data))
         if depth.ndim == 3 and depth.shape[2] == 1:
@@ -197,7 +196,7 @@ def _map_image(data: bytes) -> Image.Image:
     raise Rejected("unsupported mode", f"a depth map in {image.mode}: wants 16 bits or floats, 8 are too coarse")
 
 
-def code(depth: Float[np.ndarray, "h w"]) -> np.ndarray:
+def code(depth: np.ndarray) -> np.ndarray:
     """Metres to uint8 [h, w, 3]: whole millimetres, high byte first; 0 where there are none or more than 16 bits."""
     with np.errstate(invalid="ignore"):
         mm = np.rint(depth * 1000)

@@ -1,6 +1,6 @@
 """What the four processes of test_engine.py do: worlds of four, three, two and one rank, one after the other.
 
-Each process writes down what it saw: `RANK=... python tests/training/engine_ranks.py OUT`, with PORTS for the worlds.
+Each process writes down what it saw: `python tests/training/engine_ranks.py OUT`, with PORTS for the worlds.
 """
 
 import json
@@ -19,6 +19,7 @@ from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Snapshot
 from pipeline.training.engine import Engine
 from pipeline.training.loop import Training
+from tests.forked_ranks import fork_ranks
 from tests.runs import CIPS, MSPIE
 from tests.training.zero_ranks import Case, go_on, of_small_recipe, of_toy, start, train, unlike
 
@@ -258,4 +259,4 @@ def moved(a: Snapshot, b: Snapshot, net: str) -> list[bool]:
 if __name__ == "__main__":
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    Ranks(Path(sys.argv[1])).go()
+    sys.exit(fork_ranks(4, lambda: Ranks(Path(sys.argv[1])).go()))

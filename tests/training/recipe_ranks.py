@@ -2,7 +2,7 @@
 
 Each recipe, made small, trains three iterations on two ranks, and again on one rank with a checkpoint on disk and new
 objects after the second; then its G_ema draws a size it never saw. Each process writes down what it saw:
-`python -m torch.distributed.run --standalone --nproc-per-node=2 tests/training/recipe_ranks.py OUT`.
+`WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python tests/training/recipe_ranks.py OUT`.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.health import Health
 from pipeline.training.loop import Outlets, Training, train
+from tests.forked_ranks import fork_ranks
 from tests.training.zero_ranks import _image, alone
 
 ITERATIONS, RESUMED_AT = 3, 2
@@ -200,4 +201,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(fork_ranks(2, lambda: main(Path(sys.argv[1]))))

@@ -38,18 +38,8 @@ def seen(tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
     env = {**ENV, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "PORTS": " ".join(free_ports(4))}
     command = [sys.executable, str(Path(__file__).with_name("engine_ranks.py")), str(out)]
-    ranks = []
-    try:
-        for rank in range(4):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with open(out / f"{rank}.log", "w") as log:
-                ranks.append(subprocess.Popen(command, env=env | place, stdout=log, stderr=subprocess.STDOUT))
-        codes = [process.wait(timeout=240) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    assert codes == [0] * 4, "\n".join((out / f"{rank}.log").read_text()[-2000:] for rank in range(4))
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-6000:]
     return [json.loads((out / f"seen{rank}.json").read_text()) for rank in range(4)]
 
 

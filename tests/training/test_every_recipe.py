@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ENV
+from tests.runs import ENV, free_port
 from tests.training.recipe_ranks import CASES, same_as, small
 
 RANKS = Path(__file__).with_name("recipe_ranks.py")
@@ -20,9 +20,10 @@ RANKS = Path(__file__).with_name("recipe_ranks.py")
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
     out = tmp_path_factory.mktemp("recipes")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = {**ENV, "PYTHONPATH": str(RANKS.parents[2])}
-    done = subprocess.run([*launch, str(RANKS), str(out)], env=env, capture_output=True, text=True, timeout=400)
+    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    command = [sys.executable, str(RANKS), str(out)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     pair, other = (json.loads((out / f"seen_{rank}.json").read_text()) for rank in (0, 1))
     return {name: {**other[first], **pair[first]} for name, first in same_as().items()}

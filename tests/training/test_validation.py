@@ -35,7 +35,7 @@ from pipeline.synthesis.sample import load_generator
 from pipeline.tracking import jsonl
 from pipeline.training.engine import Engine
 from pipeline.training.validation import Validation
-from tests.runs import ENV, assert_bitwise_equal, final_state
+from tests.runs import ENV, FORKED, assert_bitwise_equal, final_state
 from tests.training.test_engine import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -83,20 +83,6 @@ def lines(folder: Path, prefix: str) -> dict[int, dict[str, float]]:
     return {nimg: row for nimg, row in rows.items() if row}
 
 
-RANKS = """# imports once, then two ranks: cheaper than two interpreters, and safe as there are no threads yet
-import os, sys
-import torch._dynamo  # Adam's doing
-from pipeline import attempt, cli
-child = os.fork()
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(int(child > 0))
-try:
-    cli.main()
-finally:
-    if child:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
 @pytest.fixture(scope="module")
 def pair(sets, tmp_path_factory):
     """The same on two ranks: the process, and the folder of runs."""
@@ -105,7 +91,7 @@ def pair(sets, tmp_path_factory):
     command = ["train", RECIPE, "--tiny", "--data", sets["train"], "--validation", sets["held-out"], "--runs", runs]
     env = {**ENV, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0]}
     with subprocess.Popen(
-        [sys.executable, "-c", RANKS, *map(str, command), *words],
+        [sys.executable, str(FORKED), *map(str, command), *words],
         env={**env, "WORLD_SIZE": "2"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -223,6 +209,8 @@ def test_a_set_that_does_not_fit_gets_one_line_and_exit_code_2(graticule, sets, 
 
 class Labelled(VAEConfig):
     """What a family that looks at labels says of itself."""
+
+    classes_fields = ("family.G.num_classes",)
 
     def num_classes(self) -> int:
         return 7
