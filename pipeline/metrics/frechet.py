@@ -1,6 +1,6 @@
 """Frechet distance of two Gaussians, which is FID where they are fitted to detector features.
 
-Dowson & Landau 1982, Eq. 4; Heusel et al. 2017, Eq. 6: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2). Only the trace of the
+Dowson & Landau 1982; Heusel et al. 2017, Eq. 6: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^1/2). Only the trace of the
 root is needed. With C1 = A A^T it is the sum of roots of the eigenvalues of the symmetric A^T C2 A; with C2 = B B^T
 also the sum of singular values of A^T B. No root of an unsymmetric product is taken. Knows nothing of images.
 """

@@ -1,6 +1,6 @@
 """KID: the squared maximum mean discrepancy of two sets of features under a cubic kernel, without bias.
 
-Binkowski et al. 2018, Sec. 3 and Eq. 4: k(x, y) = (x.y / d + 1)^3. `kid` takes all pairs; `kid_of_subsets` is the
+Binkowski et al. 2018, Eq. 4, with k(x, y) = (x.y / d + 1)^3. `kid` takes all pairs; `kid_of_subsets` is the
 protocol that papers report, the mean over 100 random subsets of 1000 images of each set. Both estimate the same number;
 subsets are noisier. All in float64, by tiles of pairs. Knows nothing of detectors or files.
 """

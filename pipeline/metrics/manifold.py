@@ -1,7 +1,7 @@
 """Metrics of two manifolds, each the union of balls around the images of a set that reach to their k-th neighbours.
 
 Improved precision and recall: Kynkaanniemi et al. 2019, Eqs. 1-2, k = 3. Density and coverage: Naeem et al. 2020,
-Eqs. 4 and 6, k = 5. Distances are taken in float64 tile by tile, so memory does not grow with the number of pairs; a
+k = 5. Distances are taken in float64 tile by tile, so memory does not grow with the number of pairs; a
 squared distance has an error of some 1e-14 of the images' squared norms. Knows nothing of detectors or files.
 """
 
@@ -88,7 +88,9 @@ def precision_recall(
 
 
 def density_coverage(real: Float[Tensor, "n d_real"], fake: Float[Tensor, "m d_fake"], k: int = 5) -> DensityCoverage:
-    """Density and coverage; a ball is without its rim, as in the authors' code (Naeem et al. 2020, Eqs. 4 and 6).
+    """1/(k m) times the number of pairs (real's ball, fake in it); and the share of reals with a fake in their ball.
+
+    Naeem et al. 2020, the definitions of density and coverage. A ball is without its rim, as in the authors' code.
 
     Raises as `precision_recall` does.
     """

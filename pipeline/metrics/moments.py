@@ -1,7 +1,7 @@
 """Mean and covariance of features, taken block by block: the two moments that FID compares.
 
 Image numbers are cut into fixed blocks of 1000. The moments of a block are made of all its features at once, and
-blocks are merged one by one in the order of image numbers (Chan, Golub & LeVeque 1979, Eqs. 1.5), all in float64. So
+blocks are merged one by one in the order of image numbers (Chan, Golub & LeVeque 1979), all in float64. So
 batches of any size and ranks that share out whole blocks give the same bits on the same kind of machine. Memory: one
 block of features and three matrices [d, d]; 0.1 GiB for d = 2048. Knows nothing of detectors, files or ranks.
 """

@@ -93,7 +93,7 @@ def test_fewer_modes_cost_recall_and_coverage_and_not_precision():
 
 
 def test_density_is_near_one_for_two_sets_of_one_distribution():
-    """Expectations by Naeem et al. 2020, Sec. 3.3: 1, and 1 - (N - 1)...(N - k) / (M + N - 1)...(M + N - k)."""
+    """Expectations by Naeem et al. 2020: 1, and 1 - (N - 1)...(N - k) / (M + N - 1)...(M + N - k)."""
     real, fake = randn(1500, 6, seed=8), randn(1500, 6, seed=9)
     found = density_coverage(real, fake, k=5)
     expected = 1.0
