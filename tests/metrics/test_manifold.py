@@ -118,14 +118,40 @@ def test_a_ball_holds_its_rim_for_precision_and_not_for_density():
     assert density_coverage(real, fake, k=1).density == 0
 
 
+def precisions(real: torch.Tensor, fake: torch.Tensor) -> dict[str, float]:
+    return {variant: precision_recall(real, fake, k=1, variant=variant).precision for variant in get_args(Variant)}
+
+
 def test_variants_differ_where_float16_has_too_few_digits():
-    """2.0005 is 2.0 in float16: its ball then holds a fake at 2.0004 no more, unless that is rounded too."""
-    real, fake = line(0, 2.0005, 10, 20), line(-2.0004, 40, 60, 80)
-    found = {variant: precision_recall(real, fake, k=1, variant=variant).precision for variant in get_args(Variant)}
-    assert found == {"exact": 0.25, "nvlabs": 0.25, "mmgeneration": 0.0}
-    real, fake = line(0, 2, 10, 20), line(-2.0004, 40, 60, 80)
-    found = {variant: precision_recall(real, fake, k=1, variant=variant).precision for variant in get_args(Variant)}
-    assert found == {"exact": 0.0, "nvlabs": 0.25, "mmgeneration": 0.0}
+    """From 2 to 4 it counts in steps of 1/512."""
+    far = torch.tensor([[40.0, 0], [60, 0], [80, 0]], dtype=torch.float64)
+
+    def fakes(x: float, y: float) -> torch.Tensor:
+        return torch.cat([torch.tensor([[x, y]], dtype=torch.float64), far])
+
+    real = torch.tensor([[0, 0], [2.0005, 0], [10, 0], [20, 0]], dtype=torch.float64)
+    assert precisions(real, fakes(-2.0004, 0)) == {"exact": 0.25, "nvlabs": 0.25, "mmgeneration": 0.0}
+    real[1, 0] = 2
+    assert precisions(real, fakes(-2.0004, 0)) == {"exact": 0.0, "nvlabs": 0.25, "mmgeneration": 0.0}
+    assert precisions(real, fakes(-2, 0.0625)) == {"exact": 0.0, "nvlabs": 0.25, "mmgeneration": 0.0}  # 2.00098 apart
+    real = torch.tensor([[1000, 0], [1000.3, 0], [10, 0], [20, 0]], dtype=torch.float64)  # 1000.5 in float16
+    assert precisions(real, fakes(999.6, 0)) == {"exact": 0.0, "nvlabs": 0.25, "mmgeneration": 0.0}  # and 999.5
+
+
+def test_the_variant_of_nvlabs_is_what_tensors_of_float16_give():
+    """The same balls by torch.cdist of float16 tensors, on features with ten times the digits that float16 has."""
+    mix = randn(8, 64, seed=11)
+    real, fake = (randn(n, 8, seed=n) @ mix * scale for n, scale in ((300, 1.0), (250, 0.9)))
+
+    def share(manifold_of: torch.Tensor, probes: torch.Tensor) -> float:
+        reach = torch.cdist(manifold_of, manifold_of).float().kthvalue(4).values.half()
+        return float((torch.cdist(probes, manifold_of) <= reach).any(dim=1).double().mean())
+
+    found = precision_recall(real, fake, variant="nvlabs")
+    expected = share(real.half(), fake.half()), share(fake.half(), real.half())
+    assert (found.precision, found.recall) == pytest.approx(expected, abs=0.008)  # two images: sums are of float16 too
+    assert 0.2 < min(expected)
+    assert max(expected) < 0.95
 
 
 def test_too_few_images_and_nan_are_refused():
