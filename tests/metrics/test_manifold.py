@@ -139,7 +139,7 @@ def test_variants_differ_where_float16_has_too_few_digits():
 
 
 def test_the_variant_of_nvlabs_is_what_tensors_of_float16_give():
-    """The same balls by torch.cdist of float16 tensors, on features with ten times the digits that float16 has."""
+    """The same balls by torch.cdist of float16 tensors, on features that it has not the digits for."""
     mix = randn(8, 64, seed=11)
     real, fake = (randn(n, 8, seed=n) @ mix * scale for n, scale in ((300, 1.0), (250, 0.9)))
 
