@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, UInt8
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,15 +43,21 @@ class SlicedConfig(Config):
     # divides by N - 1, and keeps the four largest levels. Its samples are not quantised; ours are.
     parity: Literal["tkarras", "mmgeneration"] = "tkarras"
 
+    @model_validator(mode="after")
+    def _patches_fit(self) -> "SlicedConfig":
+        if self.patch_px > self.least_px:
+            raise ValueError(f"patch_px={self.patch_px} must be at most least_px={self.least_px}")
+        return self
+
     def levels(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Sides of the levels in px, largest first; UserError unless h = w = least_px times a power of two."""
         h, w = size
         doublings = math.log2(h / self.least_px) if h == w and h >= self.least_px else 0.5
-        if doublings % 1 or self.patch_px > self.least_px:
+        if doublings % 1:
             sides = ", ".join(str(self.least_px << i) for i in range(4))
             raise UserError(
                 f"swd: pictures of {h}x{w} px; it takes squares of {sides}, ... px (least_px={self.least_px} times a "
-                f"power of two, at least patch_px={self.patch_px}); measure at one of these sizes"
+                f"power of two); measure at one of these sizes"
             )
         sides = tuple(h >> i for i in range(int(doublings) + 1))
         return sides[:4] if self.parity == "mmgeneration" else sides

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
@@ -79,6 +80,11 @@ def test_levels_halve_down_to_16_px():
 def test_other_sizes_are_refused_with_those_that_are_taken(size):
     with pytest.raises(UserError, match=f"of {size[0]}x{size[1]} px; it takes squares of 16, 32, 64, 128"):
         SlicedConfig().levels(size)
+
+
+def test_patches_larger_than_the_last_level_are_refused():
+    with pytest.raises(ValidationError, match="patch_px=17 must be at most least_px=16"):
+        SlicedConfig(patch_px=17)
 
 
 def test_patches_are_windows_of_the_level_at_the_draws_of_their_picture():
