@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 
 GREY = (0.299, 0.587, 0.114)
 LEAST = 1e-12  # power that counts as none: -120 dB
+FLAT = 1e-6  # a range of 20 ln|F| that counts as none: rounding alone gives 1e-13
 
 
 class SpectraConfig(Config):
@@ -67,7 +68,7 @@ def durall_profile(images: Float64[Tensor, "n h w"]) -> Float64[Tensor, "n r"]:
     decibels = 20 * torch.fft.fft2(images).abs().clamp(min=1e-8).log()
     rows = ring_means(decibels, durall=True)[:, 1:-1]
     low, high = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
-    return (rows - low) / (high - low).clamp(min=LEAST)
+    return (rows - low) / (high - low).clamp(min=FLAT)
 
 
 def profiles(img: UInt8[Tensor, "n 3 h w"], config: SpectraConfig) -> Float64[Tensor, "n r"]:

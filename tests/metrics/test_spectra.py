@@ -97,6 +97,7 @@ def test_flat_pictures_have_a_finite_distance():
     flat = torch.full((6, 3, 32, 32), 9, dtype=torch.uint8)
     for config in (FEW, AS_IS, DURALL):
         assert math.isfinite(spectra_distance(profiles(photos(), config), profiles(flat, config), config))
+    assert profiles(flat, DURALL).abs().max() < 1e-3
 
 
 def test_the_first_pictures_count_and_too_few_are_counted():
