@@ -199,7 +199,7 @@ def test_numbers_outside_the_set_and_unlike_sets_are_refused():
         with pytest.raises(ValueError, match=f"picture numbers {numbers[0]} to {numbers[1]}, not in 0 to 11"):
             PatchSet(32, SMALL).add(made, numbers)
     for other in (patches(photos(2, 16), (0, 1), SMALL), patches(photos(2)[:, :1], (0, 1), SMALL)):
-        with pytest.raises(ValueError, match="for 2 pictures; this set holds {32: "):
+        with pytest.raises(ValueError, match=r"for 2 pictures; this set holds \{32: "):
             PatchSet(32, SMALL).add(other, (0, 1))
     with pytest.raises(ValueError, match="for 3 pictures; this set holds"):
         PatchSet(32, SMALL).add(patches(photos(1), (0,), SMALL), (0, 1, 2))
