@@ -35,7 +35,7 @@ class Program:
 
 
 def read_program(path: Path, device: torch.device, where: str) -> Program:
-    """UserError, one line beginning with `where`, if the file holds none of the three or reading it means unpickling."""
+    """UserError, one line beginning with `where`, if the file holds none of the three or would have to be unpickled."""
     try:
         kind = _kind(path)
         if kind == "export":

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from pipeline.config import Config, nearest
 from pipeline.errors import UserError
 from pipeline.metrics.detector_files import read_program
+from pipeline.metrics.inception import FEATURES
 
 SUFFIXES = (".pt", ".pth", ".pt2")
 PROBE_PX = 256  # a program that resizes by itself is tried on images of this side
@@ -196,7 +197,8 @@ def _exact(device: torch.device) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
-        stack.enter_context(torch.jit.optimized_execution(False))  # fused kernels would come with the third call
+        unfused = torch.jit.optimized_execution(False)  # pyright: ignore[reportPrivateImportUsage]
+        stack.enter_context(unfused)  # fused kernels would come with the third call
         stack.callback(torch.set_float32_matmul_precision, precision)
         torch.set_float32_matmul_precision("highest")
         yield
@@ -227,7 +229,7 @@ class Detector:
     def __call__(self, img: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """float32 features on `device`; any n, 0 too. `img` may lie elsewhere."""
         parts = [self._run(part) for part in img.split(self.batch)] if len(img) else []
-        return torch.cat([torch.empty(0, self.dim, device=self.device), *parts])
+        return torch.cat(parts) if parts else torch.empty(0, self.dim, device=self.device)
 
     def _run(self, img: Tensor) -> Tensor:
         full = torch.zeros(self.batch, *img.shape[1:], dtype=torch.uint8, device=self.device)
@@ -269,13 +271,13 @@ def load_detector(name: str, folder: Path | None = None, device: str = "cpu", ba
         name=name,
         sha256=seen.sha256,
         recognised=known is not None,
-        dim=known.dim if known else 0,
+        dim=known.dim if known else FEATURES if program.kind == "weights" else 0,
         options=options,
         batch=program.batch or batch,
         device=torch.device(device),
         program=program.call,
     )
-    return detector if known else _tried(detector, where)
+    return detector if detector.dim else _tried(detector, where)
 
 
 def _options(path: Path) -> Options:
