@@ -271,15 +271,40 @@ def test_an_export_of_one_batch_and_size_gets_just_that(folder, exported):
     assert (detector.batch, detector.dim, len(detector(images(5)))) == (3, 5, 5)
 
 
-def test_features_do_not_depend_on_neighbours_batches_or_memory_format(folder):
-    script(Small().eval(), folder / "mine.pt")
-    detector, img = load_detector("mine", batch=4), images(9, 24, 20)
+class Wide(nn.Module):
+    """A product of matrices, of which a row alone takes another kernel than many."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3 * 24 * 20, 300)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.flatten(1))
+
+
+def test_features_do_not_depend_on_neighbours_or_batches(folder, monkeypatch):
+    recognise(monkeypatch, "inception", script(Wide(), folder / "wide.pt"), dim=300, options=Options())
+    detector, img = load_detector("inception", batch=4), images(9, 24, 20)
     whole = detector(img)
     assert torch.equal(whole, torch.cat([detector(one) for one in img.split(1)]))
     assert torch.equal(whole.flip(0), detector(img.flip(0)))
-    assert torch.equal(whole, detector(img.contiguous(memory_format=torch.channels_last)))
-    assert detector(img[:0]).shape == (0, 5)
+    assert detector(img[:0]).shape == (0, 300)
     assert not whole.requires_grad
+
+
+def test_a_program_sees_one_shape_and_one_memory_format(folder):
+    script(Mean(), folder / "mine.pt")
+    seen = []
+
+    def spy(x: torch.Tensor) -> torch.Tensor:
+        seen.append((tuple(x.shape), x.is_contiguous()))
+        return x.mean((2, 3))
+
+    detector = dataclasses.replace(load_detector("mine", batch=4), program=spy)
+    img = images(6)
+    wanted = detector(img)
+    assert torch.equal(wanted, detector(img.contiguous(memory_format=torch.channels_last)))
+    assert seen == [((4, 3, 16, 16), True)] * 4
 
 
 def test_settings_of_the_training_do_not_reach_the_features_and_come_back(folder):
