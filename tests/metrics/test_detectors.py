@@ -254,7 +254,12 @@ def test_a_program_of_ones_own_carries_its_hash_and_its_options(folder):
 def test_exported_programs_and_torchscript_give_what_the_network_gives(folder, exported):
     net = Small().eval()
     script(Small().train(), folder / "trained.pt")  # read in eval mode, so dropout is off
-    for path in (exported["any"], folder / "trained.pt"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(net, torch.zeros(1, 3, 16, 16))
+        traced.save(str(folder / "traced.pt"))
+        torch.jit.freeze(traced).save(str(folder / "frozen.pt"))
+    for path in (exported["any"], *(folder / f"{how}.pt" for how in ("trained", "traced", "frozen"))):
         for n, side in ((1, 16), (5, 20)):
             with torch.no_grad():
                 wanted = net(images(n, side, side) / 127.5 - 1)
