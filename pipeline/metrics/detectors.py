@@ -7,6 +7,7 @@ runs no pickle, and knows no metric.
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -150,7 +151,10 @@ def find(name: str, folder: Path | None = None) -> tuple[str, Found]:
 
 
 def _named(seen: Found) -> tuple[str, Found]:
-    return (seen.names[0] if seen.names else seen.path.stem), seen
+    name = seen.names[0] if seen.names else seen.path.stem
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise UserError(f"detector={name!r}: metrics carry its name; rename the file, to letters, digits, _ . and -")
+    return name, seen
 
 
 def tf1_bilinear(x: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c {side} {side}"]:

@@ -386,6 +386,8 @@ def test_a_detector_that_is_not_there_is_answered_with_what_is(folder):
         find("dinov2")
     with pytest.raises(UserError, match=r"detector='\S+/none.pt': no such file"):
         find(str(folder / "none.pt"))
+    with pytest.raises(UserError, match=r"detector='dino v2': .* rename the file"):
+        find(str(script(Mean(), folder / "dino v2.pt")))
 
 
 @pytest.mark.parametrize(
@@ -438,9 +440,14 @@ def test_pickles_are_never_run(folder, exported):
             return inner
         return data.replace(b'"use_pickle": false', b'"use_pickle": true') if "weights_config" in name else data
 
+    def constants(name: str, data: bytes) -> bytes:
+        entry = {"path_name": "custom_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": None}
+        return json.dumps({"config": {"x": entry}}).encode() if "constants_config" in name else data
+
     swap(exported["any"], folder / "inputs.pt2", inputs)
+    swap(exported["any"], folder / "constants.pt2", constants)
     swap(exported["any"], folder / "weights.pt2", weights)
-    for name in ("torch", "plain", "inputs", "weights"):
+    for name in ("torch", "plain", "inputs", "weights", "constants"):
         with pytest.raises(UserError, match=r"pickle .*; it is not run; save TorchScript") as e:
             load_detector(name)
         assert "\n" not in str(e.value)
