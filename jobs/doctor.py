@@ -40,7 +40,7 @@ class Check:
 def checks(cluster: str | None = None, runs: Path = Path("runs")) -> list[Check]:
     """All checks, those of a cluster too if one is named."""
     out = [_python(), *_torch(), *map(_package, REQUIRED), _torchvision(), _deepspeed(), _ffcv(), _mlflow()]
-    out += [*_store_disk(runs), _folder(runs), _disk(runs), _shm()]
+    out += [*_store_disk(runs), _folder(runs), _disk(runs), _shm(), *_detectors()]
     return out + list(_cluster(cluster))
 
 
@@ -189,6 +189,35 @@ def _shm() -> Check:
     ok = free >= MIN_SHM_GB
     mend = "" if ok else "docker run --shm-size=8g"
     return Check("shared memory", ok, f"{free:.1f} GB free in /dev/shm", mend)
+
+
+def _detectors() -> Iterator[Check]:
+    """Feature detectors that metrics need, by their hashes; they lie in a folder and are never downloaded."""
+    try:
+        from pipeline.metrics.detectors import KNOWN, detectors_folder, files_in, found
+    except Exception:  # torch is missing or broken, which has a check of its own
+        return
+    folder, seen = detectors_folder(), []
+    for path in files_in(folder):
+        try:
+            seen.append(found(path))
+        except UserError as e:
+            yield Check(f"detector {path.stem}", False, str(e), f"make {path} readable, or remove it")
+    others = [f for f in seen if not f.names]
+    for name, known in KNOWN.items():
+        there = next((f for f in seen if name in f.names), None)
+        wrong = next((f for f in others if f.path.name in known.files), None)
+        mend = f"put {known.files[0]} (sha256 {known.sha256}) into {folder}, see docs/metrics.md"
+        if there is not None:
+            yield Check(f"detector {name}", True, str(there.path))
+        elif wrong is not None:
+            mend = f"fetch it again (the published one has {known.sha256}), or give your own another name"
+            yield Check(f"detector {name}", False, f"{wrong.path} has sha256 {wrong.sha256}", mend)
+        else:
+            yield Check(f"detector {name}", None, "absent", mend)
+    published = {name for known in KNOWN.values() for name in known.files}
+    if own := [f.label for f in others if f.path.name not in published]:
+        yield Check("detectors, others", True, ", ".join(own))
 
 
 def _cluster(name: str | None) -> Iterator[Check]:
