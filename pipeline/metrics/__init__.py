@@ -1,1 +1,1 @@
-"""Features of images to numbers, by protocols that say how each was taken. Pure functions; no network is known by name."""
+"""Features of images to numbers, by protocols that say how each was taken. No network is known by name."""
