@@ -5,7 +5,6 @@ over an image's measured pixels. Reals have four channels: the photograph in [-1
 none. Knows no architecture.
 """
 
-from math import inf
 from typing import ClassVar, Literal
 
 import torch
@@ -15,27 +14,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.families.logistic import resize_reals
+from pipeline.families.one_network import OneNetworkConfig
 from pipeline.models.unet import UNetConfig
 from pipeline.objectives.depth import l1_log, measured, measures, silog, unstacked
-from pipeline.phases import AdamSpec, Family, FamilyConfig, Knobs, Nets, Phase, Step, Terms
+from pipeline.phases import Family, Nets, Step, Terms
 
 
-class DepthConfig(FamilyConfig):
+class DepthConfig(OneNetworkConfig):
     """All of it our choice; Adam's figures are its usual ones."""
 
     kind: Literal["depth"] = "depth"
-    group_field: ClassVar[str] = "family.together"
     planes: ClassVar[int] = 2
-    validates: ClassVar[bool] = True
     G: UNetConfig = UNetConfig()
     loss: Literal["silog", "l1_log"] = "silog"
     silog_weight: float = Field(default=0.5, ge=0, le=1)  # Eigen's lambda; 1: a common factor of all depths is free
-    together: int = Field(default=16, ge=1)  # images of one forward where nothing else is asked for; speed alone
     lr: float = Field(default=1e-4, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, gt=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    ema_kimg: float = Field(default=1e-6, gt=0)  # next to nothing: G_ema is G
 
     @model_validator(mode="after")
     def _every_value_has_an_effect(self) -> "DepthConfig":
@@ -44,39 +37,15 @@ class DepthConfig(FamilyConfig):
             raise ValueError(f"silog_weight={self.silog_weight} has no effect with loss={self.loss!r}; leave it out")
         return self
 
-    @property
-    def group(self) -> int:
-        return self.together
-
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        return ((self.G.image_px, self.G.image_px),)
-
-    def size_probs(self, total_kimg: float = inf) -> tuple[float, ...]:
-        return (1.0,)
-
-    def passes(self) -> dict[str, float]:
-        """Forward, and twice as much backward."""
-        return {"G": 3.0}
-
-    def exact_penalties(self) -> dict[str, str]:
-        return {}
+    def side_px(self) -> int:
+        return self.G.image_px
 
     def tiny(self) -> "DepthConfig":
         small = self.G.replace(image_px=32, levels=min(self.G.levels, 3), channel_base=8, channel_max=16)
-        return self.replace(G=small, together=4)
+        return self.replace(G=small, microbatch=4)
 
     def build(self, seed: int) -> Family:
-        knobs = Knobs(self.sizes()[0], {"G": self.lr})
-        return Family(
-            nets={"G": self.G.build()},
-            adam={"G": AdamSpec((self.beta1, self.beta2), self.eps)},
-            phases=(Phase("G", "G", self._loss, (self.loss,)),),
-            knobs=lambda nimg: knobs,
-            resize=resize_pairs,
-            ema_kimg=self.ema_kimg,
-            sizes=self.sizes(),
-            validate=self._measures,
-        )
+        return self.family_of(self.G.build(), self._loss, (self.loss,), self._measures, resize_pairs)
 
     def _loss(self, nets: Nets, step: Step) -> Terms:
         depth = step.real[:, 3:]

@@ -5,7 +5,6 @@ image's class, by cross-entropy. Both are measured on held-out images. The paper
 scale: Adam's usual figures are our choice. Knows nothing of what the images show.
 """
 
-from math import inf
 from typing import ClassVar, Literal
 
 import torch
@@ -14,29 +13,22 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.families.logistic import resize_reals
+from pipeline.families.one_network import OneNetworkConfig
 from pipeline.models.coordnet import CoordNetConfig
-from pipeline.phases import AdamSpec, Family, FamilyConfig, Knobs, Nets, Phase, Step, Terms
+from pipeline.phases import Family, Nets, Step, Terms
 
 NO_MASS = 1e-12  # of an image that is black throughout; its centre is the middle
 
 
-class SupervisedConfig(FamilyConfig):
+class SupervisedConfig(OneNetworkConfig):
     """Defaults are those of the centre of mass."""
 
     kind: Literal["supervised"] = "supervised"
-    group_field: ClassVar[str] = "family.together"
     classes_fields: ClassVar[tuple[str, ...]] = ("family.G.outputs",)
-    validates: ClassVar[bool] = True
     task: Literal["centre_of_mass", "classify"] = "centre_of_mass"
     G: CoordNetConfig = CoordNetConfig()
     target_scale: float = Field(default=1, gt=0)  # of the centre, whose coordinates are -1..1: the paper has a factor
-    together: int = Field(default=32, ge=1)  # images of one forward where nothing else is asked for; speed alone
-    lr: float = Field(default=1e-3, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, gt=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    ema_kimg: float = Field(default=1e-6, gt=0)  # next to nothing: G_ema is G
+    microbatch: int = Field(default=32, ge=1)
 
     @model_validator(mode="after")
     def _values_agree(self) -> "SupervisedConfig":
@@ -48,44 +40,20 @@ class SupervisedConfig(FamilyConfig):
             raise ValueError(f"G.img_channels={self.G.img_channels}: stored images have 3")
         return self
 
-    @property
-    def group(self) -> int:
-        return self.together
-
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        return ((self.G.image_px, self.G.image_px),)
-
-    def size_probs(self, total_kimg: float = inf) -> tuple[float, ...]:
-        return (1.0,)
-
-    def passes(self) -> dict[str, float]:
-        """Forward, and twice as much backward."""
-        return {"G": 3.0}
-
-    def exact_penalties(self) -> dict[str, str]:
-        return {}
-
     def num_classes(self) -> int:
         return self.G.outputs if self.task == "classify" else 0
 
+    def side_px(self) -> int:
+        return self.G.image_px
+
     def tiny(self) -> "SupervisedConfig":
         small = self.G.replace(filters=4, extra=0, layers=min(self.G.layers, 2))
-        return self.replace(G=small, together=4)
+        return self.replace(G=small, microbatch=4)
 
     def build(self, seed: int) -> Family:
-        knobs = Knobs(self.sizes()[0], {"G": self.lr})
         losses = {"centre_of_mass": (self._centre, ("mse",)), "classify": (classify, ("cross_entropy",))}
         loss, terms = losses[self.task]
-        return Family(
-            nets={"G": self.G.build()},
-            adam={"G": AdamSpec((self.beta1, self.beta2), self.eps)},
-            phases=(Phase("G", "G", loss, terms),),
-            knobs=lambda nimg: knobs,
-            resize=resize_reals,
-            ema_kimg=self.ema_kimg,
-            sizes=self.sizes(),
-            validate=loss,
-        )
+        return self.family_of(self.G.build(), loss, terms, loss)
 
     def _centre(self, nets: Nets, step: Step) -> Terms:
         """Mean over both coordinates of the squared error."""
