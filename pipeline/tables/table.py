@@ -36,7 +36,7 @@ class Row:
     name: str  # unique in its table
     labels: Mapping[str, Label]  # column -> what stands in it
     run: RunConfig
-    published: Mapping[str, str] = field(default_factory=dict)  # metric -> as the paper prints it
+    published: Mapping[str, str] = field(default_factory=dict)  # key of a measure -> as the paper prints it
     data: DataSet | None = None  # None: given by the user
     validation: tuple[DataSet, ...] = ()  # with `data`; otherwise the user's
     metrics: Mapping[str, str] = field(default_factory=dict)  # a measure's metric -> its name in these runs, if another
@@ -44,13 +44,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number of metrics.jsonl that is a column."""
+    """A number of metrics.jsonl that is a column.
 
-    metric: str
+    The last one of a run, or the best before so many images: papers print the best checkpoint of a length. `of` takes
+    it from the configuration instead: no run is needed.
+    """
+
+    metric: str  # its name in metrics.jsonl; columns of one table that share it differ in `until_kimg`
     title: str
     better: Literal["lower", "higher"]
     digits: int = 3  # significant ones
     percent: bool = False  # a share of 1, shown times 100
+    best: bool = False  # the best of the run's values, not the last
+    until_kimg: float | None = None  # only values up to so many thousand images
+    at_best_of: str = ""  # the key of another measure: this metric's value at the nimg of that one's best
+    of: Callable[[RunConfig], float] | None = None
+
+    @property
+    def key(self) -> str:
+        """What `Row.published` and comparisons name it by: the metric, and "@kimg" where there is a limit."""
+        return self.metric if self.until_kimg is None else f"{self.metric}@{self.until_kimg:g}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class Comparison:
     """
 
     title: str
-    metric: str
+    metric: str  # key of a measure
     column: str  # the label that tells the two apart
     variant: Label
     against: Label
@@ -82,6 +95,15 @@ class Axes:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a row's checkpoints are measured by, once it is trained: the words of `graticule evaluate`."""
+
+    metrics: tuple[str, ...]  # protocols
+    sizes: tuple[str, ...] = ()  # all that are trained, if none is given
+    checkpoints: str = "all"  # all that are kept, or newest
+
+
+@dataclass(frozen=True)
 class Table:
     """A table or figure of a paper."""
 
@@ -97,14 +119,20 @@ class Table:
     exec: Mapping[str, ExecConfig] = field(default_factory=dict)  # form -> how its runs are executed
     needs: str = ""  # the sets that the user must have, where the rows have none
     notes: tuple[str, ...] = ()  # what a reader must know to read the numbers
+    small_measures: tuple[Measure, ...] = ()  # of the small form, where they are others
+    asked: Mapping[str, Asked] = field(default_factory=dict)  # form -> what is evaluated; nothing if not given
 
     def exec_of(self, form: Form) -> ExecConfig:
         """How a form's runs are executed."""
         return self.exec.get(form, ExecConfig())
 
-    def measure(self, metric: str) -> Measure:
-        """The column of that metric."""
-        return next(m for m in self.measures if m.metric == metric)
+    def columns(self, form: Form) -> tuple[Measure, ...]:
+        """A form's measures."""
+        return self.small_measures if form == "small" and self.small_measures else self.measures
+
+    def measure(self, key: str) -> Measure:
+        """The column of that key."""
+        return next(m for m in (*self.measures, *self.small_measures) if m.key == key)
 
     def groups(self, rows: Sequence[Row]) -> dict[Label, list[Row]]:
         """Rows by the label `group`, all in one where there is none."""
