@@ -56,5 +56,5 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
     fill(store, _make)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(WorkError, match="00000000-00000009.safetensors: cannot be read"):
+    with pytest.raises(WorkError, match=r"00000000-00000009\.safetensors: cannot be read"):
         store.rows("x")
