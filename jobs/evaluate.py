@@ -21,6 +21,7 @@ from pipeline.lock import locked
 
 if TYPE_CHECKING:
     import submitit
+
     from pipeline.evaluation import Question
 
 UNMEASURED = "evaluation failed"  # the event
@@ -85,11 +86,11 @@ class EvaluateJob(TrainJob):
 
 def measure(folder: Path, question: str, should_stop: StopFlag, world: World) -> str:
     """The part of this rank. `question`: its JSON."""
-    from pipeline.evaluation import Question, device_of, evaluate
+    from pipeline.evaluation import device_of, evaluate
 
     return evaluate(
         folder,
-        Question.from_json(question),
+        question_in(question),
         worker=world.rank,
         workers=world.size,
         device=device_of(world.local_rank),
@@ -99,9 +100,15 @@ def measure(folder: Path, question: str, should_stop: StopFlag, world: World) ->
 
 def lacks(folder: Path, question: str) -> bool:
     """Is something of what is asked not measured? `question`: its JSON."""
-    from pipeline.evaluation import Question, lacking
+    from pipeline.evaluation import lacking
 
-    return bool(lacking(folder, Question.from_json(question)))
+    return bool(lacking(folder, question_in(question)))
+
+
+def question_in(text: str) -> "Question":
+    from pipeline.evaluation import Question
+
+    return Question.from_json(text, where="question")
 
 
 def tell_unmeasured(folder: Path, error: str) -> None:

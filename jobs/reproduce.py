@@ -8,11 +8,9 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from pipeline.evaluation import Question, lacking
 
 from jobs import ledger
 from jobs.cluster import Cluster
@@ -23,6 +21,7 @@ from jobs.status import is_done
 from jobs.submit import check_cluster, record_job, shown, snapshot
 from pipeline.data.manifest import INDEX, MANIFEST
 from pipeline.errors import UserError, WorkError
+from pipeline.evaluation import Question, lacking
 from pipeline.tables import book
 from pipeline.tables.measured import state_of
 from pipeline.tables.table import DataSet, Form, Row, Table
@@ -77,6 +76,7 @@ class Plan:
     folders: Mapping[tuple[str, int], Path]
     gpus: int
     question: Question | None = None  # asked of each run once it is trained
+    _finished: set[Path] = field(default_factory=set, compare=False)  # found done: to ask reads every checkpoint
 
     def unique(self) -> list[Path]:
         """Run folders in the table's order."""
@@ -98,7 +98,10 @@ class Plan:
 
     def is_done(self, folder: Path) -> bool:
         """Trained, and nothing is lacking of what is asked."""
-        return is_done(folder) and not (self.question and lacking(folder, self.question))
+        if folder not in self._finished and is_done(folder):
+            if not (self.question and lacking(folder, self.question)):
+                self._finished.add(folder)
+        return folder in self._finished
 
     def failure(self, folder: Path) -> str:
         """The error of its training or evaluation, where nothing was tried since; "" if there is none."""
@@ -126,9 +129,8 @@ def question_of(table: Table, form: Form) -> Question | None:
     """What is asked of every run of a form. UserError, before anything is made, where a detector is not there."""
     if (asked := table.asked.get(form)) is None:
         return None
-    from pipeline.metrics.protocols import parse
-
     from pipeline.metrics import detectors
+    from pipeline.metrics.protocols import parse
 
     for name in {parse(metric).detector for metric in asked.metrics} - {""}:
         detectors.find(name)
