@@ -171,8 +171,8 @@ def test_a_run_has_ended_when_it_is_done_or_nobody_is_at_work(run, monkeypatch, 
 def test_a_failure_is_told_in_the_events_of_the_run(run):
     event(run, "start")
     job = Measuring(run, QUESTION, 1, 1)
+    (run / "config.json").unlink()
     with pytest.raises(UserError, match="has no config") as e:
-        (run / "config.json").unlink()
         super(Measuring, job).measure(evaluate.StopFlag(), evaluate.World(0, 1, 0, 1, "none"))
     told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()][-1]
     assert (told["event"], told["error"]) == ("evaluation failed", f"{type(e.value).__name__}: {e.value}"[:500])
