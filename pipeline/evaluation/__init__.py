@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.evaluation.ledger import lacking as lacking
+from pipeline.evaluation.ledger import numbers_of as numbers_of
 from pipeline.evaluation.question import Question as Question
 
 Outcome = Literal["done", "stopped"]
@@ -42,3 +43,11 @@ def check(folder: Path, question: Question) -> None:
     from pipeline.evaluation.plan import plan
 
     plan(folder, question)
+
+
+def device_of(local_rank: int) -> str:
+    """Where the worker of this rank of a node computes: a GPU of its own where there are some."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{local_rank % count}" if count else "cpu"

@@ -1,16 +1,15 @@
-"""What there is to measure in a folder, what is measured already, and what stands best.
+"""What there is to measure in a folder, and what is measured already.
 
-Reads checkpoints by their manifests and numbers from metrics.jsonl and the inbox. Knows no metric by name: of each
-value a record says itself whether lower or higher is better. Costs no torch.
+Reads checkpoints by their manifests and numbers from metrics.jsonl and the inbox. Knows no metric by name. Costs no
+torch.
 """
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import UserError
@@ -89,7 +88,9 @@ def chosen(folder: Path, question: Question) -> list[Weights]:
             raise UserError(f"checkpoint={damaged[0].nimg / 1000:g}: {damaged[0].file} is damaged; choose another")
         return picked
     if words == "best":
-        best = set(best_of(folder).values())
+        from pipeline.tracking.best import best_of
+
+        best = {number.nimg for number in best_of(folder).values()}
         if not best:
             raise UserError(f"checkpoint='best': nothing of {folder} is measured yet; measure with --checkpoint all")
         return [one for one in reversed(there) if one.nimg in best and one.intact()]
@@ -145,28 +146,27 @@ def lacking(folder: Path, question: Question) -> list[str]:
     return out
 
 
-def best_of(folder: Path) -> dict[str, int]:
-    """Value -> nimg of the checkpoint that has the best one, of those that are still there and comparable.
+class Measure(NamedTuple):
+    """One value and the checkpoint that has it."""
 
-    Comparable with the number that was written last: on the same images, by the same filter and seed.
-    """
-    there = {one.nimg: one.sha256 for one in weights_in(folder)}
-    records = [r for r in measured(folder).values() if there.get(r["nimg"]) == r["of"]["weights"]]
-    return {name: one[1] for name, one in _leading(records).items()}
+    value: float
+    nimg: int
 
 
-def _leading(records: Iterable[Record]) -> dict[str, tuple[float, int]]:
-    """Value -> (the best, its nimg); of equal ones the earlier checkpoint."""
-    newest: dict[str, Record] = {}
-    for record in sorted(records, key=lambda r: r["time"]):
-        newest |= dict.fromkeys(record["metrics"], record)
-    best: dict[str, tuple[float, int]] = {}
-    for record in sorted(records, key=lambda r: r["nimg"]):
+def numbers_of(folder: Path, question: Question) -> dict[str, Measure]:
+    """The values that answer a question, by name: of the newest checkpoint, or of several asked for the best."""
+    picked = chosen(folder, question)
+    sha256s = {one.sha256 for one in (picked[-1:] if question.checkpoints == "newest" else picked)}
+    data, found = data_of(folder, question), {}
+    for record in measured(folder).values():
+        of = record["of"]
+        asked = of["metric"] in question.metrics and of["size"] in (question.sizes or of["trained"])
+        if not (asked and of["weights"] in sha256s):
+            continue
+        if not answers(record, of["weights"], data, question.filter, question.seed):
+            continue
         for name, value in record["metrics"].items():
-            same = all(record["of"].get(k) == newest[name]["of"].get(k) for k in ("data", "filter", "seed"))
-            if not (same and isinstance(value, int | float) and math.isfinite(value)):
-                continue
-            sign = -1 if record["of"]["better"][name] == "higher" else 1
-            if name not in best or sign * value < sign * best[name][0]:
-                best[name] = (value, record["nimg"])
-    return best
+            sign = -1 if of["better"][name] == "higher" else 1
+            if name not in found or sign * value < sign * found[name].value:
+                found[name] = Measure(value, record["nimg"])
+    return found

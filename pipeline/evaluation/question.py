@@ -75,7 +75,3 @@ class Question(Config):
     def _chosen(cls, value: str) -> str:
         parse_checkpoints(value)
         return value
-
-    def same_but_batch(self) -> dict[str, Any]:
-        """What a half-done answer must agree in."""
-        return self.model_dump(mode="json", exclude={"references", "checkpoints"})
