@@ -27,17 +27,16 @@ def fid(metric: str, size_px: int, title: str, *, until_kimg: float | None = Non
     return Measure(name_of(metric, size_px), title, "lower", best=best, until_kimg=until_kimg)
 
 
-def precision_recall(metric: str, size_px: int, suffix: str = "", *, at_best_of: str = "") -> tuple[Measure, Measure]:
-    """In per cent; `suffix` tells columns of several sizes apart."""
-    return (
-        _share(metric, size_px, "precision", suffix, at_best_of),
-        _share(metric, size_px, "recall", suffix, at_best_of),
-    )
+def precision_recall(
+    metric: str, size_px: int, suffix: str = "", *, at_best_of: str = "", percent: bool = True
+) -> tuple[Measure, Measure]:
+    """`suffix` tells columns of several sizes apart."""
 
+    def one(which: str) -> Measure:
+        name, digits = f"{name_of(metric, size_px)}/{which}", 4 if percent else 3
+        return Measure(name, f"{which}{suffix}", "higher", digits=digits, percent=percent, at_best_of=at_best_of)
 
-def _share(metric: str, size_px: int, which: str, suffix: str, at_best_of: str) -> Measure:
-    name = f"{name_of(metric, size_px)}/{which}"
-    return Measure(name, f"{which}{suffix}", "higher", digits=4, percent=True, at_best_of=at_best_of)
+    return one("precision"), one("recall")
 
 
 def swd(metric: str, size_px: int, levels_px: tuple[int, ...]) -> tuple[Measure, ...]:
