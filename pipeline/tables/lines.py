@@ -105,7 +105,7 @@ def _progress(row: Row, results: Results, units: Sequence[str]) -> list[str]:
 
 
 def not_counted(results: Results, runs: Path) -> list[Block]:
-    """Runs that are not done, with what became of them; and numbers that are left out as not taken alike."""
+    """Runs that are not done or not evaluated, with what became of them; numbers that were not taken alike."""
     texts = []
     for f in results.facts:
         if f.state != "done":
@@ -114,6 +114,8 @@ def not_counted(results: Results, runs: Path) -> list[Block]:
                 f"; counted all the same: {counted}" if counted else ""
             )
             texts.append(f"`{f.row}`, seed {f.seed}: {words}")
+        elif f.lacking:
+            texts.append(f"`{f.row}`, seed {f.seed}: trained, not evaluated: lacking {', '.join(f.lacking)}")
     for row in results.rows:
         for m in results.measures:
             if len(ways := results.taken(row, m)) > 1:

@@ -30,8 +30,8 @@ def sweep(path: Path, title: str, rows: Sequence[Row], results: Results, axes: A
     if not any(found.values()):
         return False
     places = {r.name: (_label(r, axes.panel), r.labels[axes.x], r.labels[axes.line]) for r in rows}
-    apart = len(set(places.values())) == len(rows)
-    if not apart:  # labels alone do not tell the rows apart
+    apart = len(set(places.values())) == len(rows) and len(_values(rows, axes.line)) <= len(COLOURS)
+    if not apart:  # labels or colours do not tell the rows apart
         places = {r.name: ("", r.name, "") for r in rows}
     panels, xs, lines = (list(dict.fromkeys(place[i] for place in places.values())) for i in range(3))
     figure, plots = _panels(title, len(panels))
@@ -117,6 +117,7 @@ def by_row(path: Path, title: str, rows: Sequence[Row], results: Results, axes: 
     means = {name: _mean(of, m) for name, of in runs.items()}
     if not any(means.values()):
         return False
+    named = titles(rows, axes)
     figure, plots = _panels(title, len(rows), share=True)
     for plot, row in zip(plots, rows, strict=True):
         for name, mean in means.items():
@@ -130,13 +131,19 @@ def by_row(path: Path, title: str, rows: Sequence[Row], results: Results, axes: 
             if (paper := published(row, one)) is not None:
                 at = one.until_kimg or row.run.total_kimg
                 plot.plot([at], [paper], color=COLOURS[1], marker="x", linestyle="none", label="published", zorder=4)
-        plot.set_title(row.name, fontsize=9)
+        plot.set_title(named[row.name], fontsize=9)
         plot.set_xlabel("kimg")
         plot.label_outer()
     plots[0].set_ylabel("%" if m.percent else m.title)
     _legend(figure, plots)
     figure.savefig(path, dpi=DPI)
     return True
+
+
+def titles(rows: Sequence[Row], axes: Axes) -> dict[str, str]:
+    """Row -> the label that lines are told by, or its name where they share that."""
+    lines = [str(row.labels[axes.line]) for row in rows]
+    return {row.name: line if lines.count(line) == 1 else row.name for row, line in zip(rows, lines, strict=True)}
 
 
 def _alike(points: Sequence[Point]) -> Sequence[Point]:

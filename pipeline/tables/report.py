@@ -28,7 +28,7 @@ def write_report(table: Table, form: Form, runs: Path, out: Path) -> str:
         for old in (*out.glob("plot-*.png"), *out.glob("sheet*.png")):  # they may show what is no longer so
             old.unlink()
         pictures = _draw(table, results, out)
-        sheet = sheets.draw(out, results.rows, results.facts, runs)
+        sheet = sheets.draw(out, plots.titles(results.rows, table.axes), results.facts, runs)
         blocks = list(_blocks(table, form, results, runs, pictures, sheet))
         text = markdown(blocks)
         write_atomic(out / "report.md", text)
@@ -41,7 +41,7 @@ def write_report(table: Table, form: Form, runs: Path, out: Path) -> str:
 def results_of(table: Table, form: Form, runs: Path) -> Results:
     """What there is of a table. Columns that come from the configuration alone need no runs and no `reproduce`."""
     measures, rows = table.columns(form), table.rows(form)
-    if all(m.of is not None for m in measures):
+    if not table.trains(form):
         return Results(measures, rows, [])
     return Results(measures, rows, facts_of(runs, table, rows, book.read(runs, table, form)))
 
@@ -51,7 +51,7 @@ def _draw(table: Table, results: Results, out: Path) -> dict[Label, list[Picture
     found: dict[Label, list[Picture]] = {}
     for name, part in table.groups(results.rows).items():
         drawn: set[str] = set()  # metrics whose curves are, as several columns may share one
-        for m in results.measures:
+        for m in (m for m in results.measures if m.of is None):
             caption = f"{m.title}, mean and 95% interval over seeds"
             todo = [(plots.sweep, m.title, caption)]
             if m.metric not in drawn:
