@@ -6,7 +6,6 @@ Written from run folders alone, while they train or years later. Knows no paper.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 
 from pipeline.config import write_atomic
@@ -14,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.tables import book, plots, sheets
 from pipeline.tables.cells import Results
 from pipeline.tables.compared import comparisons
-from pipeline.tables.lines import line_by_row, not_counted, taken
+from pipeline.tables.lines import hours, lines, not_counted, taken
 from pipeline.tables.measured import GPU_HOURS, PROCESS_HOURS, RunFacts, facts_of
 from pipeline.tables.page import Block, Heading, Items, Paragraph, Picture, html, markdown
 from pipeline.tables.table import Form, Label, Table
@@ -92,7 +91,7 @@ def _blocks(
     ]
     for name, part in table.groups(results.rows).items():
         blocks.append(Heading(2, f"Rows: {name}" if name else "Rows"))
-        blocks.append(line_by_row(part, results, table.group))
+        blocks += lines(part, results, table.group)
         blocks += pictures.get(name, [])
     blocks += [Heading(2, "Samples"), *sheet] if sheet else []
     return [*blocks, *taken(results), *not_counted(results, runs), *_how(facts)]
@@ -110,12 +109,12 @@ def _how(facts: Sequence[RunFacts]) -> list[Block]:
         versions.setdefault(name, {})[value] = None
     told = [f"{name} {' and '.join(values)}" for name, values in versions.items()]
     sets = list(dict.fromkeys(f.dataset_id for f in ran if f.dataset_id))
-    hours = sum(f.hours for f in once.values() if isfinite(f.hours))
     spent = {unit: sum(f.spent.get(unit, 0.0) for f in once.values()) for unit in (GPU_HOURS, PROCESS_HOURS)}
-    in_all = "".join(f", {total:.3g} {unit}" for unit, total in spent.items() if total)
+    took = [f"{hours(sum(f.hours for f in once.values()))} hours of training"]
+    took += [f"{hours(total)} {unit}" for unit, total in spent.items() if total]
     texts = [
         f"On: {'; '.join(f'{d} ({n} runs)' for d, n in devices.items())}.",
-        f"In all: {hours:.3g} hours of training{in_all}.",
+        f"In all: {', '.join(took)}.",
         f"Versions: {', '.join(told)}.",
         *([f"Data sets trained on: {', '.join(sets)}."] if sets else []),
     ]

@@ -105,8 +105,8 @@ def test_a_column_of_a_length_has_the_best_until_then_and_its_precision_is_that_
     narrow, wide = cells(text, "narrow"), cells(text, "wide")
     assert [narrow[m] for m in ("FID, 20", "FID, 30", "precision, %")] == ["4.5", "4.5", "4.5"]
     assert [wide[m] for m in ("FID, 20", "FID, 30", "precision, %")] == ["75", "50", "50"]
-    assert narrow["FID, 20, difference"] == "-0.5", "measured less published"
-    assert wide["FID, 30, difference"] == "+47.1"
+    assert narrow["FID, 20, difference"] == "-0.50", "measured less published"
+    assert wide["FID, 30, difference"] == "+47.07"
     assert wide["precision, %, difference"] == "-23.51"
     assert wide["FID, 30, published"] == "2.93"
     assert "- FID, 20, FID, 30, precision: 64 fakes against 64; data set d1, filter lanczos." in text
@@ -121,7 +121,7 @@ def test_a_run_counts_in_columns_of_a_length_that_it_has_trained_and_no_further(
     text = report(tmp_path)
     found = cells(text, "narrow")
     assert [found["FID, 20"], found["FID, 30"], found["precision, %"]] == ["4", "", ""]
-    assert [found["FID, 20, difference"], found["FID, 30, difference"]] == ["-1", ""]
+    assert [found["FID, 20, difference"], found["FID, 30, difference"]] == ["-1.00", ""]
     assert found["images seen, kimg"] == "0.024"
     assert found["runs"] == "0 of 1 done, 1 begun"
     assert "`narrow`, seed 0: at 0.024 of 0.032 kimg; counted all the same: FID, 20" in text
