@@ -1,4 +1,4 @@
-"""How much memory a metric takes from full stores: FID of 50,000 x 2048 features, precision and recall of 10,000 x 4096.
+"""Memory that a metric takes from full stores: FID of 50,000 x 2048 features, precision and recall of 10,000 x 4096.
 
 `python tests/bench/metrics_memory.py [NAME ...]` (fid50k_50k, pr10k3_10k, and swd16k on one level, which takes 2.5 GB
 of disk). Each runs in a process of its own through `compute`, so that its peak is its own; exit code 1 where it is
