@@ -212,7 +212,7 @@ def depth_rows(form: Form) -> list[Row]:
     out = []
     for kind, variant in VARIANTS.items():
         run = find(f"geopos.depth_{kind}").make()
-        run = run if form == "full" else run.tiny().replace(total_kimg=16.0)
+        run = run if form == "full" else run.tiny().replace(total_kimg=8.0)
         out.append(Row(kind, {"px": run.data.size_px, "variant": variant}, run))
     return out
 
