@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import cli_critic, cli_data, cli_import, cli_synthesis, cli_tables
+from pipeline import cli_critic, cli_data, cli_evaluate, cli_import, cli_synthesis, cli_tables
 from pipeline.cli_synthesis import RUNS, Runs
 from pipeline.errors import UserError, WorkError
 
@@ -28,7 +28,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (*cli_data.VERBS, *cli_synthesis.VERBS, *cli_import.VERBS, *cli_tables.VERBS):
+for verb in (
+    *cli_data.VERBS,
+    *cli_synthesis.VERBS,
+    *cli_import.VERBS,
+    *cli_tables.VERBS,
+    *cli_evaluate.VERBS,
+):
     app.command(verb.__name__.rstrip("_"))(verb)
 app.add_typer(cli_synthesis.probe, name="probe")
 app.add_typer(cli_critic.look, name="look")

@@ -38,7 +38,7 @@ def reproduce(
     wait: Annotated[bool, typer.Option("--wait", help="Until all runs are done, with their progress.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
-    """Train every row of a paper's table with every seed; the same command again does what is left."""
+    """Train and measure every row of a paper's table with every seed; the same command again does what is left."""
     from jobs import reproduce as work
     from jobs.cluster import load_cluster
     from jobs.submit import check_cluster
@@ -50,6 +50,7 @@ def reproduce(
     check_cluster(place, nodes=1)
     work.check_parallel(place, parallel)
     work.check_given(wanted, form, data or (), validation or ())
+    work.question_of(wanted, form)
     words = {"seeds": _seeds(seeds, wanted), "data": data or (), "validation": validation or (), "root": data_root}
     sets = work.sets_of(wanted.rows(form))
     if dry_run:

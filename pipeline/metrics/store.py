@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config import fsync_folder
@@ -55,11 +55,12 @@ class Store:
             temp.unlink(missing_ok=True)
             raise WorkError(f"{path}: cannot be written ({getattr(e, 'strerror', None) or e}); free disk space") from e
 
-    def read(self, block: range) -> dict[str, Tensor]:
-        """The tensors of a block. WorkError if it is not there or damaged."""
+    def read(self, block: range, only: str = "") -> dict[str, Tensor]:
+        """The tensors of a block, or one of them. WorkError if it is not there or damaged."""
         path = self.folder / _name(block)
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as f:
+                return {name: f.get_tensor(name) for name in ([only] if only else f.keys())}
         except (OSError, SafetensorError) as e:
             raise WorkError(f"{path}: cannot be read ({e}); delete it and run the command again") from e
 
@@ -67,11 +68,17 @@ class Store:
         """Rows of a name block by block, in the order of image numbers, n in all."""
         n = self.count if n is None else n
         for block in self.blocks(n):
-            yield self.read(block)[name][: n - block.start]
+            yield self.read(block, name)[name][: n - block.start]
 
     def rows(self, name: str, n: int | None = None) -> Tensor:
-        """The first n rows of a name, all at once."""
-        return torch.cat(list(self.batches(name, n)))
+        """The first n rows of a name, all at once. Never holds them twice."""
+        n, rows, done = self.count if n is None else n, torch.empty(0), 0
+        for batch in self.batches(name, n):
+            rows = rows if done else batch.new_empty(n, *batch.shape[1:])
+            rows[done : done + len(batch)] = batch
+            done += len(batch)
+        assert done == n, f"{self.folder}: {done} rows of {name}, wanted {n}"
+        return rows
 
 
 def fill(

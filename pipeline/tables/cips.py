@@ -1,8 +1,8 @@
 """The tables of CIPS (2011.13775): FID of five sets, precision and recall, ablations, parameters, patches.
 
 FID is the release's: torch-fidelity, against the first 50,000 images as they are stored. Lengths beyond Table 3's are
-our reading (recipes/cips.py); the last checkpoint counts. Figures are pictures: `graticule spectra`, `sample` ...
-make them. Knows not how a number is taken.
+our reading (recipes/cips.py); the last checkpoint counts. Figures are pictures, which other verbs make. Does not know
+how a number is taken.
 """
 
 from collections.abc import Mapping
