@@ -117,12 +117,12 @@ class _Planner:
             if is_model(self.folder) or not path.is_file():
                 raise UserError(f"data: {self.folder} has no data set of its own; say with --data what to compare with")
             sets = Launch.from_json(path.read_text(), where=str(path)).data
-            if len(sets) > 1:
+            if len(sets) != 1:
                 raise UserError(
                     f"data: {self.folder} is trained on a mix of {len(sets)} sets; say with --data which images to "
                     "compare with"
                 )
-            (given,) = sets
+            given = sets[0]
         if is_url(given):
             raise UserError(
                 f"data={given.partition('?')[0]!r} is a URL: its images come in no fixed order; copy the set and give "
