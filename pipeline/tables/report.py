@@ -37,6 +37,26 @@ def write_report(table: Table, form: Form, runs: Path, out: Path) -> str:
     return text
 
 
+def track_report(table: Table, form: Form, runs: Path, out: Path) -> str:
+    """Bring the table to MLflow as it was written to OUT, a parent run with its runs below; the id of the parent.
+
+    Numbers are in the units of the report. UserError where the store does not answer; the same call again is right.
+    """
+    from pipeline.tracking.tables import publish_table
+
+    results = results_of(table, form, runs)
+    began = {f.folder: f for f in reversed(results.facts) if f.state in ("begun", "failed", "done")}
+    rows, labels, cells = {row.name: row for row in results.rows}, {}, {}
+    for f in began.values():
+        labels[runs / f.folder] = {**rows[f.row].labels, "seed": f.seed}
+        cells[runs / f.folder] = {
+            f"{m.title}{', %' if m.percent else ''}": (100 if m.percent else 1) * value
+            for m in results.measures
+            if m.of is None and (value := results.values(rows[f.row], m).get(f.seed)) is not None
+        }
+    return publish_table(runs, table.name, form, labels, cells, title=table.title, report=out)
+
+
 def results_of(table: Table, form: Form, runs: Path) -> Results:
     """What there is of a table. Columns that come from the configuration alone need no runs and no `reproduce`."""
     measures, rows = table.columns(form), table.rows(form)
