@@ -124,6 +124,6 @@ def test_seeds_of_several_calls_are_one_table(fill, tmp_path):
 
 
 def test_the_tables_are_known_by_name():
-    assert list(tables.TABLES) == ["geopos.com", "geopos.bias", "geopos.vae"]
+    assert {name.partition(".")[0] for name in tables.TABLES} == {"mspie", "cips", "geopos"}
     with pytest.raises(UserError, match=r"did you mean 'geopos\.com'\?"):
         tables.find("geopos.con")
