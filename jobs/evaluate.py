@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation import Question
 
 UNMEASURED = "evaluation failed"  # the event
+FOLLOWED = ("newest", "all")
 POLL_SEC = (1.0, 30.0)  # between looks at a run for its next checkpoint: at first, and in the long run
 SLICE_SEC = 0.2  # how late a stop is noticed between two looks
 
@@ -142,6 +143,31 @@ def _sleep(seconds: float, flag: StopFlag) -> None:
 
 
 # --- submission
+
+
+def check_asked(folder: Path, question: "Question", *, follow: bool) -> None:
+    """UserError, one line, for what the job would refuse; of a run without a checkpoint only what can be known."""
+    from pipeline.evaluation import check
+    from pipeline.run import read_run
+
+    if not follow:
+        return check(folder, question)
+    if question.checkpoints not in FOLLOWED:
+        raise UserError(
+            f"checkpoint={question.checkpoints!r}: one that follows a run measures what appears; say newest or all, "
+            "or leave --follow out"
+        )
+    read_run(folder)
+    check(folder, question) if _has_checkpoint(folder) else check_metrics(question)
+
+
+def check_metrics(question: "Question") -> None:
+    """UserError for a metric that there is not, or whose detector is not there."""
+    from pipeline.metrics import detectors
+    from pipeline.metrics.protocols import parse
+
+    for name in {parse(metric).detector for metric in question.metrics} - {""}:
+        detectors.find(name)
 
 
 def check_alone(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from jobs import ledger
 from jobs.cluster import Cluster
-from jobs.evaluate import UNMEASURED
+from jobs.evaluate import UNMEASURED, check_metrics
 from jobs.executors import asking, executor_for
 from jobs.several import TrainSeveral, failures
 from jobs.status import is_done
@@ -129,12 +129,9 @@ def question_of(table: Table, form: Form) -> Question | None:
     """What is asked of every run of a form. UserError, before anything is made, where a detector is not there."""
     if (asked := table.asked.get(form)) is None:
         return None
-    from pipeline.metrics import detectors
-    from pipeline.metrics.protocols import parse
-
-    for name in {parse(metric).detector for metric in asked.metrics} - {""}:
-        detectors.find(name)
-    return Question(metrics=asked.metrics, sizes=asked.sizes, checkpoints=asked.checkpoints)
+    question = Question(metrics=asked.metrics, sizes=asked.sizes, checkpoints=asked.checkpoints)
+    check_metrics(question)
+    return question
 
 
 def plan(

@@ -26,12 +26,9 @@ def rows(form: Form) -> list[Row]:
 
 
 @pytest.fixture
-def lab(tmp_path) -> Path:
-    """The lab's cluster file, with room for several jobs on a node."""
-    path = tmp_path / "small-lab.toml"
-    text = (Path(__file__).resolve().parents[2] / "slurm" / "lab.toml").read_text()
-    path.write_text(text.replace("mem_gb = 3", "mem_gb = 1"))
-    yield path
+def lab(lab_file) -> Iterator[Path]:
+    """Its cluster file; no job outlives the test."""
+    yield lab_file
     subprocess.run(["scancel", f"--user={os.getuid()}"], check=True)
     deadline = time.monotonic() + 30
     while ledger.slurm_states() and time.monotonic() < deadline:
