@@ -1,5 +1,6 @@
 """The verbs of the command line that train a paper's table and print it. Thin; definitions live elsewhere."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from pipeline.cli_data import CPUS, Bar
 from pipeline.cli_synthesis import RUNS, Runs
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from jobs.reproduce import Plan
@@ -85,13 +87,22 @@ def report(
     full: Full = False,
     runs: Runs = RUNS,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="RUNS/tables/TABLE.FORM if not given.")] = None,
+    track: Annotated[bool, typer.Option("--track", help="Also bring the table's runs together in MLflow.")] = False,
 ) -> None:
     """A paper's table with published and measured numbers side by side: Markdown here, and files with plots."""
     from pipeline.tables.book import FOLDER
-    from pipeline.tables.report import write_report
+    from pipeline.tables.report import track_report, write_report
 
     wanted, form = _find(table, full)
-    print(write_report(wanted, form, runs, out or runs / FOLDER / f"{wanted.name}.{form}"), end="")
+    place = out or runs / FOLDER / f"{wanted.name}.{form}"
+    print(write_report(wanted, form, runs, place), end="")
+    if track:
+        try:
+            parent = track_report(wanted, form, runs, place)
+        except UserError as e:  # the report is written, and an outage costs nothing but the same command again
+            print(f"graticule: the report is not in MLflow: {e}", file=sys.stderr)
+        else:
+            print(f"graticule: in MLflow as run {parent}", file=sys.stderr)
 
 
 VERBS = (reproduce, report)

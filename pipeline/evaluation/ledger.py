@@ -17,7 +17,7 @@ from pipeline.evaluation.question import Question, parse_checkpoints
 from pipeline.tracking import jsonl
 from pipeline.tracking.inbox import pending
 
-FOLDER = "evaluation"  # in a run's
+FOLDER, FINISHED = "evaluation", ".finished"  # in a run's folder; in that one
 WEIGHTS = "G_ema.safetensors"
 Record = dict[str, Any]
 
@@ -99,7 +99,7 @@ def chosen(folder: Path, question: Question) -> list[Weights]:
     if newest is None:
         raise UserError(f"run={str(folder)!r} has no valid checkpoint: {there[0].file} is damaged")
     if words == "all":
-        return [*intact, newest]
+        return [*reversed(list(intact)), newest]
     begun = [one for one in there if one != newest and place_of(folder, one, question).is_dir() and one.intact()]
     return [*reversed(begun), newest]
 
@@ -116,6 +116,11 @@ def data_of(folder: Path, question: Question) -> str:
     if question.data:
         return load_manifest(Path(question.data), full=False).dataset_id
     return json.loads((folder / "config.json").read_bytes())["data"]["dataset_id"]
+
+
+def mark_of(place: Path) -> Path:
+    """The file that says that what is made at `place` is finished with."""
+    return place.parents[1] / FINISHED / f"{place.parent.name}-{place.name}"
 
 
 def measured(folder: Path) -> dict[tuple[int, str], Record]:

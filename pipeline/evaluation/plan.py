@@ -86,8 +86,14 @@ class _Planner:
         self._extractors: dict[tuple[str, int], Extractor] = {}
         self._references: dict[tuple[View, str], Reference] = {}
         self._parts: dict[Size, Part] = {}
+        self._trained: tuple[Size, ...] = ()
 
     def plan(self) -> Plan:
+        if self.run.data.dataset_id != self.manifest.dataset_id and not self.question.data:
+            raise UserError(
+                f"data={str(self.data)!r} is data set {self.manifest.dataset_id}, this run was made with "
+                f"{self.run.data.dataset_id}; say with --data where that set is"
+            )
         tasks, left_out = [], []
         for one in self.weights:
             try:
@@ -102,11 +108,6 @@ class _Planner:
         if not tasks:
             raise UserError(left_out[-1])
         self._check_filter(tasks)
-        if self.run.data.dataset_id != self.manifest.dataset_id and not self.question.data:
-            raise UserError(
-                f"data={str(self.data)!r} is data set {self.manifest.dataset_id}, this run was made with "
-                f"{self.run.data.dataset_id}; say with --data where that set is"
-            )
         return Plan(tuple(tasks), self.manifest.dataset_id, tuple(left_out))
 
     def _set(self) -> Path:
@@ -116,7 +117,7 @@ class _Planner:
             if is_model(self.folder) or not path.is_file():
                 raise UserError(f"data: {self.folder} has no data set of its own; say with --data what to compare with")
             sets = Launch.from_json(path.read_text(), where=str(path)).data
-            if len(sets) > 1:
+            if len(sets) != 1:
                 raise UserError(
                     f"data: {self.folder} is trained on a mix of {len(sets)} sets; say with --data which images to "
                     "compare with"
@@ -133,6 +134,8 @@ class _Planner:
         """What these weights are measured at if nothing is asked for; UserError where that, or what is asked, is not
         made, is no square, or wants other classes than the set has."""
         family = self.run.family
+        if self._trained and not family.staged():
+            return self._trained
         G: Any = load_generator(self.folder / "config.json", one.file)
         classes, there = getattr(G, "num_classes", 0), len(self.manifest.classes)
         if classes and classes != there:
@@ -148,7 +151,8 @@ class _Planner:
             if (size.made_px, size.made_px) not in made:
                 sides = ", ".join(str(h) for h, _ in made)
                 raise UserError(f"size={str(size)!r}: {one.name} was not trained at {size.made_px} px; use {sides}")
-        return tuple(Size(h) for h, _ in made)
+        self._trained = tuple(Size(h) for h, _ in made)
+        return self._trained
 
     def _part(self, size: Size) -> Part:
         if size not in self._parts:

@@ -3,9 +3,7 @@
 Made anew from the records whenever there are new ones. Knows no metric by name.
 """
 
-import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.config import write_atomic
@@ -27,15 +25,17 @@ def text_of(folder: Path) -> str:
     records = [r for _, r in sorted(measured(folder).items())]
     names = sorted({name for record in records for name in record["metrics"]}, key=_by_size)
     best = {name: number.nimg for name, number in best_of(folder).items()}
-    rows: dict[int, dict[str, float]] = {}
-    for record in records:
-        rows.setdefault(record["nimg"], {}).update(record["metrics"])
     better = {name: way for record in records for name, way in record["of"]["better"].items()}
-    heads = [f"{_short(name)} {'↑' if better[name] == 'higher' else '↓'}" for name in names]
-    lines = [f"# Evaluation of {folder.resolve().name}", "", _row(["kimg", *heads]), _row(["---"] * (len(names) + 1))]
-    for nimg, values in rows.items():
-        cells = [_cell(values, name, best.get(name) == nimg and nimg > 0) for name in names]
-        lines.append(_row([f"{nimg / 1000:g}" if nimg else "", *cells]))
+    values = {(record["nimg"], name): value for record in records for name, value in record["metrics"].items()}
+    nimgs = sorted({record["nimg"] for record in records})
+    lines = [f"# Evaluation of {folder.resolve().name}", ""]
+    lines += [
+        _row(["", *(f"kimg {nimg / 1000:g}" if nimg else "" for nimg in nimgs)]),
+        _row(["---"] * (len(nimgs) + 1)),
+    ]
+    for name in names:
+        cells = [_cell(values.get((nimg, name)), 0 < nimg == best.get(name)) for nimg in nimgs]
+        lines.append(_row([f"{_short(name)} {'↑' if better[name] == 'higher' else '↓'}", *cells]))
     lines += ["", "Bold: the best of the checkpoints that are there. How each number was taken:", ""]
     return "\n".join([*lines, *_taken(records)]) + "\n"
 
@@ -60,11 +60,8 @@ def _taken(records: list[Record]) -> list[str]:
     return out
 
 
-def _cell(values: Mapping[str, float], name: str, best: bool) -> str:
-    if name not in values:
-        return ""
-    value = values[name]
-    text = f"{value:.5g}" if isinstance(value, int | float) and math.isfinite(value) else str(value)
+def _cell(value: float | int | None, best: bool) -> str:
+    text = "" if value is None else f"{value:.5g}"
     return f"**{text}**" if best else text
 
 

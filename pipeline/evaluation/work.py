@@ -1,7 +1,7 @@
 """One worker's part of an evaluation, and worker 0's: the numbers, the records, the report, the best checkpoints.
 
-Reference first, then fakes, then what follows from both. Worker 0 says that a checkpoint is finished by a file beside
-its fakes, so that nobody makes them anew. Knows neither how a worker was started nor what a metric means.
+Reference first, then fakes, then what follows from both. Worker 0 says that a checkpoint is finished by a file, so
+that nobody makes its fakes anew. Knows neither how a worker was started nor what a metric means.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pipeline.evaluation.fakes import Fakes
-from pipeline.evaluation.ledger import FOLDER, answers, is_model, measured, place_of
+from pipeline.evaluation.ledger import FOLDER, answers, is_model, mark_of, measured, place_of
 from pipeline.evaluation.plan import Number, Part, Plan, Task, digest, plan
 from pipeline.evaluation.question import Question
 from pipeline.evaluation.report import write_report
@@ -70,10 +70,8 @@ class Work:
             parts = self._lacking(task, wanted.dataset_id)
             if parts and not self._measure(task, parts, wanted.dataset_id):
                 return "stopped"
-        if self.worker == 0:
-            for nimg in (
-                checkpoint.kept(self._root, MEANWHILE) if self._root else ()
-            ):  # of earlier ones that were killed
+        if self.worker == 0 and self._root:
+            for nimg in checkpoint.kept(self._root, MEANWHILE):  # of earlier ones that were killed, too
                 checkpoint.release(self._root, nimg, MEANWHILE)
         return "done"
 
@@ -96,7 +94,7 @@ class Work:
     def _measure(self, task: Task, parts: list[Part], data: str) -> bool:
         """False: stopped before all was made."""
         place = place_of(self.folder, task.weights, self.question)
-        finished = place.with_name(f"{place.name}.done")
+        finished = mark_of(place)
         if self.worker == 0:
             finished.unlink(missing_ok=True)
         if self._root:
@@ -118,6 +116,7 @@ class Work:
         if self.worker == 0:
             del G
             self._finish(task, [record for part in parts for record in self._records(task, part, stores[part], data)])
+            finished.parent.mkdir(exist_ok=True)
             finished.touch()
             shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -218,7 +217,7 @@ def _references(part: Part) -> dict[Reference, int]:
 
 def _more(part: Part, reference: Reference, seed: int) -> str:
     """What a number's sentence says beyond its protocol."""
-    view, said = reference.view, []
+    view, said = reference.view, list[str]()
     if view.share < 1:
         said.append(f"of each real image a random crop of {view.share:.3g} of its side")
     if view.rotate:
@@ -228,5 +227,5 @@ def _more(part: Part, reference: Reference, seed: int) -> str:
     if part.size.of_px:
         said.append(f"fakes made at {part.size.of_px} px and reduced by {part.filter}")
     if seed:
-        said.append(f"seeds from {seed} * 10^9")
-    return f" {'; '.join(said)}." if said else ""
+        said.append(f"seeds from {seed} x 10^9 on")
+    return f" {'; '.join(said).capitalize()}." if said else ""

@@ -46,6 +46,8 @@ class Results:
             points = [p for p in points if best and best.point and p.kimg == best.point.kimg]
         elif not m.best:
             points = points[-1:]
+            if until_kimg is None and points and points[0].taken and points[0].kimg < run.kimg:
+                return None  # of an earlier checkpoint than the run's last
         if not points:
             return None
         taken = frozenset(p.taken for p in points)

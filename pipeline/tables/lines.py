@@ -5,6 +5,7 @@ Below it stands how the numbers were taken, once for each way. Knows no paper.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
@@ -15,34 +16,65 @@ from pipeline.tables.measured import GPU_HOURS, PROCESS_HOURS, Taken
 from pipeline.tables.page import Block, Grid, Heading, Items
 from pipeline.tables.table import Measure, Row
 
+MOST_MEASURES = 4  # in one grid
 STATES = ("begun", "not begun", "failed", "missing", "other")
 
 
-def line_by_row(rows: Sequence[Row], results: Results, group: str) -> Grid:
-    """`rows` are some of the table's; the label `group` is the same in all of them and left out."""
-    labels = [name for name in dict.fromkeys(k for r in rows for k in r.labels) if name != group]
-    trained = any(m.of is None for m in results.measures)
-    head = [*labels, *["parameters"] * trained]
-    printed = {m.key: any(m.key in row.published for row in rows) for m in results.measures}
-    differ = {m.key: any(published(row, m) is not None for row in rows) for m in results.measures}
-    for m in results.measures:
+def lines(rows: Sequence[Row], results: Results, group: str) -> list[Block]:
+    """Of some of a table's rows; the label `group` is the same in all of them and left out.
+
+    One grid, or where there are many columns several with the same labels, and what it took to make them in the last.
+    """
+    names = [name for name in dict.fromkeys(k for r in rows for k in r.labels) if name != group]
+    labels = Part(names, [[str(row.labels.get(name, "")) for name in names] for row in rows])
+    measures, trained = results.measures, any(m.of is None for m in results.measures)
+    counts = Part(["parameters"], [[_parameters(row)] for row in rows]) if trained else Part([], [[] for _ in rows])
+    made = _made(rows, results) if trained else Part([], [[] for _ in rows])
+    if len(measures) <= MOST_MEASURES:
+        return [_side_by_side(labels, counts, _numbers(rows, results, measures), made)]
+    parts = [measures[i : i + MOST_MEASURES] for i in range(0, len(measures), MOST_MEASURES)]
+    return [
+        *(_side_by_side(labels, _numbers(rows, results, part)) for part in parts),
+        _side_by_side(labels, counts, made),
+    ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Columns of a grid: their titles, and the cells of each row."""
+
+    head: Sequence[str]
+    cells: Sequence[Sequence[str]]
+
+
+def _side_by_side(*parts: Part) -> Grid:
+    rows = zip(*(part.cells for part in parts), strict=True)
+    return Grid([title for part in parts for title in part.head], [[c for cells in row for c in cells] for row in rows])
+
+
+def _numbers(rows: Sequence[Row], results: Results, measures: Sequence[Measure]) -> Part:
+    """Published, measured and their difference; where not all seeds of a row are in a cell, it says so."""
+    printed = {m.key: any(m.key in row.published for row in rows) for m in measures}
+    differ = {m.key: any(published(row, m) is not None for row in rows) for m in measures}
+    head = []
+    for m in measures:
         head += [f"{m.title}, published"] * printed[m.key]
         head += [f"{m.title}{', %' if m.percent else ''}", *["difference"] * differ[m.key]]
-    units = [unit for unit in (GPU_HOURS, PROCESS_HOURS) if any(unit in f.spent for f in results.facts)]
     lines = []
     for row in rows:
-        cells = [str(row.labels.get(name, "")) for name in labels] + [_parameters(row)] * trained
-        found = {m.key: interval(list(results.values(row, m).values())) for m in results.measures}
-        seeds = max((one.n for m in results.measures if (one := found[m.key]) and m.of is None), default=0)
-        for m in results.measures:
-            one = found[m.key]
-            fewer = f" ({one.n} of {seeds} seeds)" if one and m.of is None and one.n < seeds else ""
+        cells, seeds = [], _seeds(row, results)
+        for m in measures:
+            found = interval(list(results.values(row, m).values()))
+            fewer = f" ({found.n} of {seeds} seeds)" if found and m.of is None and found.n < seeds else ""
             cells += [row.published.get(m.key, "")] * printed[m.key]
-            cells += [measured(one, m) + fewer, *[difference(one, row, m)] * differ[m.key]]
-        lines.append([*cells, *([str(seeds or ""), *_progress(row, results, units)] if trained else [])])
-    if trained:
-        head += ["seeds", "images seen, kimg", "hardware", *[f"{unit}, all seeds" for unit in units], "runs"]
-    return Grid(head, lines)
+            cells += [measured(found, m) + fewer, *[difference(found, row, m)] * differ[m.key]]
+        lines.append(cells)
+    return Part(head, lines)
+
+
+def _seeds(row: Row, results: Results) -> int:
+    """As many as the column that has most."""
+    return max((len(results.values(row, m)) for m in results.measures if m.of is None), default=0)
 
 
 def _parameters(row: Row) -> str:
@@ -72,40 +104,58 @@ def measured(found: Interval | None, m: Measure) -> str:
 
 
 def difference(found: Interval | None, row: Row, m: Measure) -> str:
-    """Measured less published, with its sign; empty where one of them is none."""
+    """Measured less published, with its sign and with their decimals; empty where one of them is none."""
     if found is None or (paper := published(row, m)) is None:
         return ""
-    return _shown((100 if m.percent else 1) * found.mean - paper, m, "+")
+    mean = (100 if m.percent else 1) * found.mean
+    texts = (row.published[m.key], _shown(mean, m))
+    if any("e" in text.lower() for text in texts):
+        return f"{mean - paper:+.{m.digits}g}"
+    return f"{mean - paper:+,.{max(len(text.partition('.')[2]) for text in texts)}f}"
 
 
-def _shown(value: float, m: Measure, sign: str = "") -> str:
+def _shown(value: float, m: Measure) -> str:
     """Counts whole, all else with the column's digits."""
-    return f"{value:{sign},.0f}" if m.of and value.is_integer() else f"{value:{sign}.{m.digits}g}"
+    return f"{value:,.0f}" if m.of and value.is_integer() else f"{value:.{m.digits}g}"
+
+
+def hours(value: float) -> str:
+    """Two digits, or whole hours; empty where there are none."""
+    return "" if not value else f"{value:.2g}" if value < 100 else f"{value:,.0f}"
 
 
 # --- what became of the runs
 
 
-def _progress(row: Row, results: Results, units: Sequence[str]) -> list[str]:
-    """Thousands of images seen, hardware, hours of all ranks, and how many runs are in which state."""
+def _made(rows: Sequence[Row], results: Results) -> Part:
+    """Seeds, thousands of images seen, hardware, hours of all ranks, and how many runs are in which state."""
+    units = [unit for unit in (GPU_HOURS, PROCESS_HOURS) if any(unit in f.spent for f in results.facts)]
+    head = ["seeds", "images seen, kimg", "hardware", *[f"{unit}, all seeds" for unit in units], "runs"]
+    lines = []
+    for row in rows:
+        own = results.runs(row)
+        counted = [f for f in own if f.state == "done" or any(results.cell(f, m) for m in results.measures)]
+        kimg = sorted({f.kimg for f in counted})
+        seen = " to ".join(f"{k:g}" for k in (kimg if len(kimg) < 2 else (kimg[0], kimg[-1])))
+        hardware = "; ".join(dict.fromkeys(f.device for f in own if f.device))
+        spent = [hours(sum(f.spent.get(unit, 0.0) for f in own)) for unit in units]
+        lines.append([str(_seeds(row, results) or ""), seen, hardware, *spent, _states(row, results)])
+    return Part(head, lines)
+
+
+def _states(row: Row, results: Results) -> str:
     own = results.runs(row)
-    done = [f for f in own if f.state == "done"]
-    counted = [f for f in own if f in done or any(results.cell(f, m) for m in results.measures)]
-    kimg = sorted({f.kimg for f in counted})
-    seen = [f"{k:g}" for k in (kimg if len(kimg) < 2 else (kimg[0], kimg[-1]))]
-    states = [f"{len(done)} of {len(own)} done"] if len(done) < len(own) else [f"{len(done)} done"]
+    done = sum(f.state == "done" for f in own)
+    states = [f"{done} of {len(own)} done" if done < len(own) else f"{done} done"]
     for state in STATES:
         if count := sum(f.state == state for f in own):
             states.append(f"{count} {'of another configuration' if state == 'other' else state}")
     bad = max((results.not_finite(row, m) for m in results.measures), default=0)
-    states += [f"{bad} ended not finite, not counted"] if bad else []
-    hours = [sum(f.spent.get(unit, 0.0) for f in own) for unit in units]
-    hardware = "; ".join(dict.fromkeys(f.device for f in own if f.device))
-    return [" to ".join(seen), hardware, *[f"{h:.2g}" if h else "" for h in hours], ", ".join(states)]
+    return ", ".join([*states, *([f"{bad} ended not finite, not counted"] if bad else [])])
 
 
 def not_counted(results: Results, runs: Path) -> list[Block]:
-    """Runs that are not done, with what became of them; and numbers that are left out as not taken alike."""
+    """Runs that are not done or not evaluated, with what became of them; numbers that were not taken alike."""
     texts = []
     for f in results.facts:
         if f.state != "done":
@@ -114,6 +164,8 @@ def not_counted(results: Results, runs: Path) -> list[Block]:
                 f"; counted all the same: {counted}" if counted else ""
             )
             texts.append(f"`{f.row}`, seed {f.seed}: {words}")
+        elif f.lacking:
+            texts.append(f"`{f.row}`, seed {f.seed}: trained, not evaluated: lacking {', '.join(f.lacking)}")
     for row in results.rows:
         for m in results.measures:
             if len(ways := results.taken(row, m)) > 1:

@@ -14,11 +14,13 @@ from typing import Any, Literal
 from pipeline.errors import UserError
 from pipeline.run import read_run
 from pipeline.tables.book import Book
-from pipeline.tables.table import Row, Table
-from pipeline.tracking import jsonl
+from pipeline.tables.table import Asked, Row, Table
+from pipeline.tracking import inbox, jsonl
 
 State = Literal["done", "begun", "failed", "not begun", "missing", "other"]
 TELLING = ("start", "resume", "checkpoint", "preempt", "done", "failed")  # events that tell a state
+WEIGHTS = "G_ema.safetensors"  # in a checkpoint
+UNMEASURED = "evaluation failed"  # the event of a run that could not be evaluated, with its error
 GPU_HOURS, PROCESS_HOURS = "GPU-hours", "process-hours"  # hours times ranks, by what a rank is
 
 
@@ -58,6 +60,7 @@ class RunFacts:
     versions: tuple[tuple[str, str], ...] = ()
     dataset_id: str = ""
     folder: str = ""  # several rows may share one
+    lacking: tuple[str, ...] = ()  # what the table asks to be evaluated of a run that is done, and is not
 
     @property
     def words(self) -> str:
@@ -70,10 +73,15 @@ class RunFacts:
 def facts_of(runs: Path, table: Table, rows: Sequence[Row], book: Book) -> list[RunFacts]:
     """Of every row with every seed that was planned; a folder that is gone or was never made is "missing"."""
     wanted = list(dict.fromkeys(m.metric for m in table.columns(book.form) if m.of is None))
-    return [_facts(runs, row, seed, book.folder_of(row, seed), wanted) for row in rows for seed in book.seeds()]
+    asked = {row.name: table.asked_of(row, book.form) for row in rows}
+    return [
+        _facts(runs, row, seed, book.folder_of(row, seed), wanted, asked[row.name])
+        for row in rows
+        for seed in book.seeds()
+    ]
 
 
-def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[str]) -> RunFacts:
+def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[str], asked: Asked | None) -> RunFacts:
     if name is None or not (runs / name / "config.json").is_file():
         return RunFacts(row.name, seed, "missing", "no run folder" if name else "never planned")
     folder = runs / name
@@ -84,7 +92,8 @@ def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[s
     if run.replace(data=run.data.replace(dataset_id="")) != row.run.replace(seed=seed):
         return RunFacts(row.name, seed, "other", "made with another configuration than the table has now")
     state, said = state_of(folder)
-    records = jsonl.metrics(folder / jsonl.METRICS)
+    records, kept = _records(folder), _kept(folder)
+    curves = {m: _points(records, row.metrics.get(m, m), kept) for m in wanted}
     stretches = list(_stretches(folder, records))
     spent: dict[str, float] = {}
     for environment, sec in stretches:
@@ -100,11 +109,12 @@ def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[s
         total_kimg=run.total_kimg,
         hours=sum(sec for _, sec in stretches) / 3600,
         spent=spent,
-        curves={m: _points(records, row.metrics.get(m, m)) for m in wanted},
+        curves=curves,
         device=", then ".join(dict.fromkeys(devices)),
         versions=tuple((n, str(newest[n])) for n in ("python", "torch", "numpy", "code") if n in newest),
         dataset_id=run.data.dataset_id,
         folder=name,
+        lacking=_lacking(folder, row, asked, curves, kept) if state == "done" and asked else (),
     )
 
 
@@ -119,12 +129,53 @@ def state_of(folder: Path) -> tuple[State, str]:
     return ("done" if newest["event"] == "done" else "begun"), ""
 
 
-def _points(records: Iterable[Mapping[str, Any]], name: str) -> list[Point]:
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics, by nimg; with those that the trainer has not taken over yet."""
+    latest = {jsonl.key_of(r): r for r in (*jsonl.read(folder / jsonl.METRICS), *inbox.pending(folder))}
+    return sorted(latest.values(), key=lambda record: record["nimg"])
+
+
+def _kept(folder: Path) -> dict[int, str]:
+    """nimg -> hash of the weights of each checkpoint that is there, as its manifest says."""
+    found = {}
+    for path in sorted((folder / "checkpoints").glob("[0-9]" * 12)):
+        try:
+            found[int(path.name)] = json.loads((path / "manifest.json").read_bytes())["files"][WEIGHTS]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being pruned, or damaged
+    return found
+
+
+def _lacking(
+    folder: Path, row: Row, asked: Asked, curves: Mapping[str, Sequence[Point]], kept: Mapping[int, str]
+) -> tuple[str, ...]:
+    """Columns of a finished run that are asked for and not evaluated, or of some checkpoints only; and why, if told."""
+    sizes = asked.sizes or tuple(str(h) for h, w in row.run.family.sizes() if h == w)
+    roots = [f"Metrics/{metric}/{size.replace('of', 'px_of_')}px" for metric in asked.metrics for size in sizes]
+    wanted = list(kept) if asked.checkpoints == "all" else sorted(kept)[-1:]
+    out = []
+    for metric, points in curves.items():
+        name, there = row.metrics.get(metric, metric), {p.kimg for p in points}
+        left = [nimg for nimg in wanted if nimg / 1000 not in there]
+        if not any(name == root or name.startswith(f"{root}/") for root in roots) or (there and not left):
+            continue
+        some = f" of {len(left)} of {len(wanted)} checkpoints" if there else ""
+        out.append(name + some)
+    told = [e for e in jsonl.read(folder / jsonl.EVENTS) if e.get("event") == UNMEASURED]
+    if out and told:
+        out.append(f"the last evaluation failed: {' '.join(str(told[-1].get('error', '')).split())}")
+    return tuple(out)
+
+
+def _points(records: Iterable[Mapping[str, Any]], name: str, kept: Mapping[int, str]) -> list[Point]:
+    """Values of a metric; not of weights that a rollback has replaced since."""
     found = []
     for record in records:
         if name not in (values := record.get("metrics", {})):
             continue
         of = record.get("of")
+        if of is not None and kept.get(record["nimg"], of.get("weights")) != of.get("weights"):
+            continue
         taken = Taken(*(str(of.get(k, "")) for k in ("says", "data", "filter"))) if of is not None else None
         notes = tuple(map(str, (of or {}).get("notes", ())))
         found.append(Point(record["nimg"] / 1000, float(values[name]), taken, notes))

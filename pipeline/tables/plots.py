@@ -7,7 +7,7 @@ matplotlib's Figure without pyplot: no display, no state between plots. Knows no
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.tables.cells import Results
 from pipeline.tables.intervals import interval
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
 PANEL_IN, COLUMNS, DPI = (3.6, 2.8), 4, 110
+PUBLISHED: dict[str, Any] = {"marker": "x", "linestyle": "none", "label": "published", "zorder": 4}
 MOST_LETTERS = 40  # side by side below a panel
 
 
@@ -30,10 +31,12 @@ def sweep(path: Path, title: str, rows: Sequence[Row], results: Results, axes: A
     if not any(found.values()):
         return False
     places = {r.name: (_label(r, axes.panel), r.labels[axes.x], r.labels[axes.line]) for r in rows}
-    apart = len(set(places.values())) == len(rows)
-    if not apart:  # labels alone do not tell the rows apart
+    apart = len(set(places.values())) == len(rows) and len(_values(rows, axes.line)) <= len(COLOURS)
+    if not apart:  # labels or colours do not tell the rows apart
         places = {r.name: ("", r.name, "") for r in rows}
     panels, xs, lines = (list(dict.fromkeys(place[i] for place in places.values())) for i in range(3))
+    numbers = {r.name: published(r, m) for r in rows}
+    said = {name: (xs.index(places[name][1]), one) for name, one in numbers.items() if one is not None}
     figure, plots = _panels(title, len(panels))
     for plot, panel in zip(plots, panels, strict=False):
         for i, line in enumerate(lines):
@@ -57,6 +60,9 @@ def sweep(path: Path, title: str, rows: Sequence[Row], results: Results, axes: A
                 linestyle="-" if all(isinstance(x, int) for x in xs) else "none",  # names have no between
                 capsize=3,
             )
+            papers = [(at + aside, one) for name, (at, one) in said.items() if places[name][::2] == (panel, line)]
+            if papers:
+                plot.plot(*_xy(papers), color=COLOURS[i % len(COLOURS)], **PUBLISHED)
         crowded = sum(len(str(x)) for x in xs) > MOST_LETTERS
         plot.set_xticks(range(len(xs)), [str(x) for x in xs], rotation=45 if crowded else 0)
         plot.set_xlim(-0.5, len(xs) - 0.5)
@@ -117,6 +123,7 @@ def by_row(path: Path, title: str, rows: Sequence[Row], results: Results, axes: 
     means = {name: _mean(of, m) for name, of in runs.items()}
     if not any(means.values()):
         return False
+    named = titles(rows, axes)
     figure, plots = _panels(title, len(rows), share=True)
     for plot, row in zip(plots, rows, strict=True):
         for name, mean in means.items():
@@ -129,14 +136,24 @@ def by_row(path: Path, title: str, rows: Sequence[Row], results: Results, axes: 
         for one in (one for one in results.measures if one.metric == m.metric):
             if (paper := published(row, one)) is not None:
                 at = one.until_kimg or row.run.total_kimg
-                plot.plot([at], [paper], color=COLOURS[1], marker="x", linestyle="none", label="published", zorder=4)
-        plot.set_title(row.name, fontsize=9)
-        plot.set_xlabel("kimg")
+                plot.plot([at], [paper], color=COLOURS[1], **PUBLISHED)
+        plot.set_title(named[row.name], fontsize=9)
         plot.label_outer()
-    plots[0].set_ylabel("%" if m.percent else m.title)
+        if not m.percent and all(y > 0 for mean in means.values() for _, y in mean):
+            plot.set_yscale("log")
+    for plot in plots[-COLUMNS:]:  # the lowest of each column
+        plot.set_xlabel("kimg")
+        plot.tick_params(labelbottom=True)
+    plots[0].set_ylabel("%" if m.percent else "")
     _legend(figure, plots)
     figure.savefig(path, dpi=DPI)
     return True
+
+
+def titles(rows: Sequence[Row], axes: Axes) -> dict[str, str]:
+    """Row -> the label that lines are told by, or its name where they share that."""
+    lines = [str(row.labels[axes.line]) for row in rows]
+    return {row.name: line if lines.count(line) == 1 else row.name for row, line in zip(rows, lines, strict=True)}
 
 
 def _alike(points: Sequence[Point]) -> Sequence[Point]:

@@ -6,7 +6,6 @@ Written from run folders alone, while they train or years later. Knows no paper.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 
 from pipeline.config import write_atomic
@@ -14,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.tables import book, plots, sheets
 from pipeline.tables.cells import Results
 from pipeline.tables.compared import comparisons
-from pipeline.tables.lines import line_by_row, not_counted, taken
+from pipeline.tables.lines import hours, lines, not_counted, taken
 from pipeline.tables.measured import GPU_HOURS, PROCESS_HOURS, RunFacts, facts_of
 from pipeline.tables.page import Block, Heading, Items, Paragraph, Picture, html, markdown
 from pipeline.tables.table import Form, Label, Table
@@ -28,7 +27,7 @@ def write_report(table: Table, form: Form, runs: Path, out: Path) -> str:
         for old in (*out.glob("plot-*.png"), *out.glob("sheet*.png")):  # they may show what is no longer so
             old.unlink()
         pictures = _draw(table, results, out)
-        sheet = sheets.draw(out, results.rows, results.facts, runs)
+        sheet = sheets.draw(out, plots.titles(results.rows, table.axes), results.facts, runs)
         blocks = list(_blocks(table, form, results, runs, pictures, sheet))
         text = markdown(blocks)
         write_atomic(out / "report.md", text)
@@ -38,10 +37,30 @@ def write_report(table: Table, form: Form, runs: Path, out: Path) -> str:
     return text
 
 
+def track_report(table: Table, form: Form, runs: Path, out: Path) -> str:
+    """Bring the table to MLflow as it was written to OUT, a parent run with its runs below; the id of the parent.
+
+    Numbers are in the units of the report. UserError where the store does not answer; the same call again is right.
+    """
+    from pipeline.tracking.tables import publish_table
+
+    results = results_of(table, form, runs)
+    began = {f.folder: f for f in reversed(results.facts) if f.state in ("begun", "failed", "done")}
+    rows, labels, cells = {row.name: row for row in results.rows}, {}, {}
+    for f in began.values():
+        labels[runs / f.folder] = {**rows[f.row].labels, "seed": f.seed}
+        cells[runs / f.folder] = {
+            f"{m.title}{', %' if m.percent else ''}": (100 if m.percent else 1) * value
+            for m in results.measures
+            if m.of is None and (value := results.values(rows[f.row], m).get(f.seed)) is not None
+        }
+    return publish_table(runs, table.name, form, labels, cells, title=table.title, report=out)
+
+
 def results_of(table: Table, form: Form, runs: Path) -> Results:
     """What there is of a table. Columns that come from the configuration alone need no runs and no `reproduce`."""
     measures, rows = table.columns(form), table.rows(form)
-    if all(m.of is not None for m in measures):
+    if not table.trains(form):
         return Results(measures, rows, [])
     return Results(measures, rows, facts_of(runs, table, rows, book.read(runs, table, form)))
 
@@ -51,7 +70,7 @@ def _draw(table: Table, results: Results, out: Path) -> dict[Label, list[Picture
     found: dict[Label, list[Picture]] = {}
     for name, part in table.groups(results.rows).items():
         drawn: set[str] = set()  # metrics whose curves are, as several columns may share one
-        for m in results.measures:
+        for m in (m for m in results.measures if m.of is None):
             caption = f"{m.title}, mean and 95% interval over seeds"
             todo = [(plots.sweep, m.title, caption)]
             if m.metric not in drawn:
@@ -92,7 +111,7 @@ def _blocks(
     ]
     for name, part in table.groups(results.rows).items():
         blocks.append(Heading(2, f"Rows: {name}" if name else "Rows"))
-        blocks.append(line_by_row(part, results, table.group))
+        blocks += lines(part, results, table.group)
         blocks += pictures.get(name, [])
     blocks += [Heading(2, "Samples"), *sheet] if sheet else []
     return [*blocks, *taken(results), *not_counted(results, runs), *_how(facts)]
@@ -110,12 +129,12 @@ def _how(facts: Sequence[RunFacts]) -> list[Block]:
         versions.setdefault(name, {})[value] = None
     told = [f"{name} {' and '.join(values)}" for name, values in versions.items()]
     sets = list(dict.fromkeys(f.dataset_id for f in ran if f.dataset_id))
-    hours = sum(f.hours for f in once.values() if isfinite(f.hours))
     spent = {unit: sum(f.spent.get(unit, 0.0) for f in once.values()) for unit in (GPU_HOURS, PROCESS_HOURS)}
-    in_all = "".join(f", {total:.3g} {unit}" for unit, total in spent.items() if total)
+    took = [f"{hours(sum(f.hours for f in once.values()))} hours of training"]
+    took += [f"{hours(total)} {unit}" for unit, total in spent.items() if total]
     texts = [
         f"On: {'; '.join(f'{d} ({n} runs)' for d, n in devices.items())}.",
-        f"In all: {hours:.3g} hours of training{in_all}.",
+        f"In all: {', '.join(took)}.",
         f"Versions: {', '.join(told)}.",
         *([f"Data sets trained on: {', '.join(sets)}."] if sets else []),
     ]

@@ -5,14 +5,13 @@ nothing of networks and numbers.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.tables.measured import RunFacts
 from pipeline.tables.page import Picture
-from pipeline.tables.table import Row
 
 TILES = 8
 SMALLEST_PX, LARGEST_PX = 48, 128  # of a shown tile; smaller ones are enlarged by whole numbers, larger ones reduced
@@ -21,22 +20,23 @@ GRID = re.compile(r"(\d{12})-(\d+)x(\d+)\.png")
 Size = tuple[int, int]  # height, width
 
 
-def draw(out: Path, rows: Sequence[Row], facts: Sequence[RunFacts], runs: Path) -> list[Picture]:
+def draw(out: Path, titles: Mapping[str, str], facts: Sequence[RunFacts], runs: Path) -> list[Picture]:
     """OUT/sheet.png, or OUT/sheet-<height>x<width>.png for each of several sizes; nothing where no row has samples.
 
-    Rows without samples of a size are there by their names. A row shows its first seed that has any.
+    `titles`: of each row, in the sheet's order; rows without samples of a size are there by them alone. A row shows its
+    first seed that has any.
     """
-    found = {row.name: _newest_of(row, facts, runs) for row in rows}
+    found = {name: _newest_of(name, facts, runs) for name in titles}
     sizes = sorted({size for _, grids in found.values() for size in grids})
     pictures = []
     for size in sizes:
         strips = []
-        for row in rows:
-            seed, grids = found[row.name]
+        for name, title in titles.items():
+            seed, grids = found[name]
             kimg, path = grids.get(size, (0.0, None))
             strip = None if path is None else _tiles(path, size)
             said = f"seed {seed}, {kimg:g} kimg" if strip is not None else "no samples"
-            strips.append((row.name, said, strip))
+            strips.append((title, said, strip))
         h, w = size
         path = out / ("sheet.png" if len(sizes) == 1 else f"sheet-{h}x{w}.png")
         _stacked(strips, size).save(path, format="PNG")
@@ -47,9 +47,9 @@ def draw(out: Path, rows: Sequence[Row], facts: Sequence[RunFacts], runs: Path) 
     return pictures
 
 
-def _newest_of(row: Row, facts: Sequence[RunFacts], runs: Path) -> tuple[int, dict[Size, tuple[float, Path]]]:
+def _newest_of(row: str, facts: Sequence[RunFacts], runs: Path) -> tuple[int, dict[Size, tuple[float, Path]]]:
     """Seed, and its newest grid of each size with its kimg."""
-    for run in (f for f in facts if f.row == row.name and f.folder):
+    for run in (f for f in facts if f.row == row and f.folder):
         grids: dict[Size, tuple[float, Path]] = {}
         for path in sorted((runs / run.folder / "samples").glob("*.png")):
             if match := GRID.fullmatch(path.name):
