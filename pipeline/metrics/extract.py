@@ -83,10 +83,8 @@ def _patches(config: SlicedConfig, size_px: int, device: str) -> Extractor:
         made = patches(img.to(torch.device(device)), numbers, config, SEED)
         return {f"{LEVEL}{side}": rows for side, rows in made.items()}
 
-    key: dict[str, str | int] = {"of": "patches", "seed": SEED, **config.model_dump(exclude={"images"})}
-    for name in ("repeats", "directions"):  # come after them
-        key.pop(name)
-    return Extractor("swd", key, make)
+    later = {"images", "repeats", "directions"}  # do not change the patches of an image
+    return Extractor("swd", {"of": "patches", "seed": SEED, **config.model_dump(exclude=later)}, make)
 
 
 def _profiles(config: SpectraConfig, device: str) -> Extractor:

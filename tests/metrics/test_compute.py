@@ -233,6 +233,19 @@ def test_the_label_of_a_detector_that_is_not_recognised_carries_its_hash(tiny, t
         extractor_of(own, SIDE)
 
 
+def test_one_file_that_is_fed_in_two_ways_makes_two_extractors(tmp_path, monkeypatch) -> None:
+    path = script(Tiny().eval(), tmp_path / "pt_inception-2015-12-05-6726825d.pth")
+    monkeypatch.setenv("GRATICULE_DETECTORS", str(tmp_path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in ("inception_mseitzer", "inception_fidelity"):
+        monkeypatch.setitem(KNOWN, name, dataclasses.replace(KNOWN[name], sha256=digest, dim=6))
+    names = ("fid64_full_mseitzer", "fid64_full_mmgeneration", "fid64_full_fidelity")
+    mseitzer, mmgeneration, fidelity = (extractor_of(parse(name), SIDE) for name in names)
+    assert mseitzer.key == mmgeneration.key != fidelity.key
+    img = images(2, 0)
+    assert not torch.equal(mseitzer(img, range(2))["features"], fidelity(img, range(2))["features"])
+
+
 def test_a_size_without_levels_is_refused_before_anything_is_made() -> None:
     with pytest.raises(UserError, match="pictures of 48x48 px; it takes squares of 16, 32, 64, 128"):
         extractor_of(parse("swd16k"), 48)

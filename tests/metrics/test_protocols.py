@@ -1,7 +1,9 @@
 """Names of protocols: what they say, how they are written, and what is refused."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +137,9 @@ def test_which_way_is_better() -> None:
 def test_a_name_is_checked_without_torch() -> None:
     code = "import sys, pipeline.metrics.protocols as p; p.parse('fid64_full.own'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_page_names_every_published_protocol_and_only_such() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    table = page.partition("| name | fakes |")[2].partition("\n\n")[0]
+    assert {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])} == {*METRICS}
