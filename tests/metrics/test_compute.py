@@ -254,8 +254,12 @@ def test_a_size_without_levels_is_refused_before_anything_is_made() -> None:
 def test_the_first_image_with_a_nan_feature_is_named_when_it_is_made(tiny, sets) -> None:
     img = sets["fake"][250:300].clone()
     img[[7, 30]] = 255
-    with pytest.raises(WorkError, match=r"tiny-\w{8}: image 257: feature 0 of 6 is nan"):
-        extractor_of(parse(f"fid64_full.{tiny}"), SIDE)(img, range(250, 300))
+    extractor = extractor_of(parse(f"fid64_full.{tiny}"), SIDE)
+    said = r"257: tiny-\w{8} makes features of it that are not finite \(2 of these 50 images\)"
+    with pytest.raises(WorkError, match=f"^image {said}"):
+        extractor(img, range(250, 300))
+    with pytest.raises(WorkError, match=f"^fake {said}"):
+        extractor(img, range(250, 300), lambda number: f"fake {number}")
 
 
 @pytest.mark.parametrize("text", ["fid510_full", "kid510_full", "pr510n3_full", "dc510n5_full"])

@@ -61,7 +61,7 @@ def test_a_name_reads_back_and_says_how_the_number_is_taken() -> None:
         ("fid600_first300", "fid600_first300"),
         ("fid64_1000", "fid64_1k"),
         ("pr600n3_full_nvlabs", "pr600n3_full_nvlabs"),
-        ("dc2000n4_64_mirror", "dc2k4_64_mirror"),
+        ("dc2000n4_full_mirror", "dc2k4_full_mirror"),
         ("swd16384", "swd16k"),
         ("swd16000", "swd16000"),
         ("swd2k_mmgeneration", "swd2k_mmgeneration"),
@@ -76,8 +76,8 @@ def test_a_protocol_has_one_name(text: str, name: str) -> None:
 def test_counts_of_a_name_that_is_not_published() -> None:
     p = parse("pr600n3_full_nvlabs")
     assert (p.fake, p.k, p.real, p.variant, p.least) == (600, 3, None, "nvlabs", 4)
-    p = parse("fid64_first300_mirror")
-    assert (p.fake, p.real, p.stored_order, p.mirror, p.least) == (64, 300, True, True, 300)
+    p = parse("fid64_first300")
+    assert (p.fake, p.real, p.stored_order, p.mirror, p.least) == (64, 300, True, False, 300)
     assert (parse("swd16k").fake, parse("swd16000").fake, parse("swd2k").fake) == (16_384, 16_000, 2_000)
     assert parse("kid64_full").least == 2
 
@@ -98,6 +98,7 @@ def test_counts_of_a_name_that_is_not_published() -> None:
         ("pr64_64", "write pr50k3_full or pr10k3_10k: .*pr600n3_600"),
         ("swd16k_full", "write swd16k"),
         ("swd16k_mirror", "write swd16k"),
+        ("fid50k_50k_mirror", r"mirror images of some are not defined; write fid\.\.\._full_mirror"),
         ("fid50k_full_nvlabs", "fid50k_full is NVlabs' as it stands"),
         ("kid50k_full_mmgeneration", r"kid has no variant 'mmgeneration' \(there is fidelity\); ask for kid50k_full$"),
         ("dc10k5_10k_nvlabs", r"dc has no variant 'nvlabs' \(there is no other\); ask for dc10k5_10k$"),
