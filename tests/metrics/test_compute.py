@@ -106,9 +106,9 @@ def features(tiny: Path, sets: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_fid_is_that_of_all_features_in_the_variant_of_the_name(stores, features, parity, variant) -> None:
     for text, n_real, n_fake in ((f"fid510_full{parity}", N_REAL, N_FAKE), (f"fid300_400{parity}", 400, 300)):
         found = compute(parse(text), stores["real"], n_real, stores["fake"])
-        moments_of = [moments([features["real"][:n_real]]), moments([features["fake"][:n_fake]])]
-        assert found.values == {"": fid(*moments_of, variant).distance}
-        assert found.values != {"": fid(*moments_of, "nvlabs" if variant == "unbiased" else "unbiased").distance} or (
+        real, fake = moments([features["real"][:n_real]]), moments([features["fake"][:n_fake]])
+        assert found.values == {"": fid(real, fake, variant).distance}
+        assert found.values != {"": fid(real, fake, "nvlabs" if variant == "unbiased" else "unbiased").distance} or (
             variant == "mseitzer"
         )
         assert found.notes == ()
@@ -171,8 +171,8 @@ def test_spectra_are_those_of_whole_sets(tmp_path, sets, parity, profile) -> Non
     protocol = parse(f"spectra260{parity}")
     stores = [filled(tmp_path / of, img[:280], {"": extractor_of(protocol, SIDE)}, 9) for of, img in sets.items()]
     config = SpectraConfig(images=260, profile=profile)
-    rows = [profiles(img[:260], config) for img in sets.values()]
-    assert compute(protocol, stores[0], 280, stores[1]).values == {"": spectra_distance(*rows, config)}
+    real, fake = (profiles(img[:260], config) for img in sets.values())
+    assert compute(protocol, stores[0], 280, stores[1]).values == {"": spectra_distance(real, fake, config)}
 
 
 def test_images_may_be_handed_over_in_any_batches(tmp_path, tiny, sets) -> None:
