@@ -38,12 +38,15 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="For statistics of the set; beside its shards if not given.")
     ] = None,
     runs: Runs = RUNS,
+    cluster: Annotated[
+        str, typer.Option(help="As a job of its own: local, a name in slurm/, or a TOML file; here if not given.")
+    ] = "",
+    nodes: Annotated[int | None, typer.Option(min=1, help="Of the job; 1 if not given.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Ranks on each node, one a GPU; 1 if not given.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="The job measures checkpoints as they appear.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job's file; write nothing.")] = False,
 ) -> None:
-    """Measure the EMA generator: here, as one process or one rank under torchrun or srun. Interrupted, it goes on."""
-    from jobs.preempt import install
-    from jobs.world import join
-
-    flag, world = install(), join()
+    """Measure the EMA generator: here, as one process or one rank under torchrun or srun, or as a job of its own."""
     question = ask(
         metrics=metric,
         sizes=size or (),
@@ -54,6 +57,23 @@ def evaluate(
         batch=batch,
         references=str(references.absolute()) if references else "",
     )
+    options = {"--nodes": nodes, "--gpus": gpus, "--follow": follow, "--dry-run": dry_run}
+    if cluster:
+        return submit(models, question, runs, cluster, nodes or 1, gpus or 1, follow, dry_run)
+    if idle := [option for option, value in options.items() if value]:
+        raise UserError(f"{idle[0]}: has no effect without a job of its own; say --cluster NAME, or leave it out")
+    here(models, question, runs)
+
+
+VERBS = (evaluate,)
+
+
+def here(models: list[str], question: "Question", runs: Path) -> None:
+    """In this process, which may be one of several ranks."""
+    from jobs.preempt import install
+    from jobs.world import join
+
+    flag, world = install(), join()
     from pipeline.evaluation import check, device_of
     from pipeline.evaluation import evaluate as measure
 
@@ -84,7 +104,36 @@ def evaluate(
         compare(folders, question)
 
 
-VERBS = (evaluate,)
+def submit(
+    models: list[str],
+    question: "Question",
+    runs: Path,
+    cluster: str,
+    nodes: int,
+    gpus: int,
+    follow: bool,
+    dry_run: bool,
+) -> None:
+    """A job for each model."""
+    from jobs.cluster import load_cluster
+    from jobs.evaluate import EVALUATION, check_alone, check_asked, evaluation_text, submit_evaluation
+    from jobs.submit import check_cluster
+
+    place = load_cluster(cluster)
+    folders = [folder_of(model, runs) for model in dict.fromkeys(models)]
+    for folder in folders:
+        check_asked(folder, question, follow=follow)
+        if dry_run:
+            print(evaluation_text(folder, place, nodes=nodes, gpus=gpus), end="")
+    if dry_run:
+        return
+    check_cluster(place, nodes)
+    for folder in folders:
+        check_alone(folder)
+    for folder in folders:
+        job = submit_evaluation(folder, question, place, nodes=nodes, gpus=gpus, follow=follow)
+        print(f"submitted job {job.job_id} on {place.name}: {folder}")
+    print(f"follow it with: graticule logs {folders[0] / EVALUATION}; numbers go to metrics.jsonl and report.md there")
 
 
 def ask(**words: Any) -> "Question":

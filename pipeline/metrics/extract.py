@@ -86,7 +86,7 @@ def _patches(config: SlicedConfig, size_px: int, device: str) -> Extractor:
     key: dict[str, str | int] = {"of": "patches", "seed": SEED, **config.model_dump(exclude={"images"})}
     for name in ("repeats", "directions"):  # come after them
         key.pop(name)
-    return Extractor("swd" if config.parity == "tkarras" else f"swd_{config.parity}", key, make)
+    return Extractor("swd", key, make)
 
 
 def _profiles(config: SpectraConfig, device: str) -> Extractor:
@@ -94,4 +94,4 @@ def _profiles(config: SpectraConfig, device: str) -> Extractor:
         return {PROFILES: profiles(img.to(torch.device(device)), config)}
 
     durall = config.profile == "durall"  # the others are two distances of the same profiles
-    return Extractor("spectra_durall" if durall else "spectra", {"of": PROFILES, "durall": int(durall)}, make)
+    return Extractor("spectra", {"of": PROFILES, "durall": int(durall)}, make)
