@@ -1,7 +1,7 @@
 """An upright image to the bytes of one stored image: a pure function of its pixels and the Transform.
 
-Crop, colour, size, encoding, each by a name that is part of the data set's identity. Every pixel of box, lanczos
-and bicubic is Pillow's; nothing is enlarged but the shorter side of what is stretched: what does not fit is Rejected.
+Crop, colour, size, encoding, each by a name that is part of the data set's identity. Nothing is enlarged but the
+shorter side of what is stretched: what does not fit is Rejected.
 No EXIF, GPS, XMP, comment or ICC profile reaches the output. Knows nothing of where an image comes from or goes to.
 """
 
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from dataprep.decode import open_image, to_rgb
 from dataprep.rejected import Rejected
 from pipeline.config import Config, nearest
+from pipeline.data.filters import FILTERS
 from pipeline.errors import UserError
 
 __all__ = ["Transform", "open_image"]
@@ -59,42 +60,6 @@ CROPS: dict[str, Callable[[int, int], Box]] = {
     "center-140": _celeba(19, 39, 140),  # score SDE, then 64 px
     "center-160": _celeba(9, 29, 160),  # compare_gan
     "center-108": _celeba(35, 55, 108),  # DCGAN, then 64 px
-}
-
-
-def _pillow(resample: Image.Resampling) -> Callable[[Image.Image, int], Image.Image]:
-    return lambda image, side: image.resize((side, side), resample)
-
-
-def _area(image: Image.Image, side: int) -> Image.Image:
-    factor, rest = divmod(image.width, side)
-    if image.width == image.height and not rest and factor in (2, 4, 8, 16, 32):
-        return image.reduce(factor)  # exact for these factors; for others Pillow puts halves on either side
-    x = np.asarray(image)
-    h, w = x.shape[:2]
-    rows = _covered(x.reshape(h, -1), side).reshape(side, w, 3)
-    sums = _covered(rows.swapaxes(0, 1).reshape(w, -1), side).reshape(side, side, 3).swapaxes(0, 1)
-    return Image.fromarray(((2 * sums + h * w) // (2 * h * w)).astype(np.uint8))
-
-
-def _covered(x: np.ndarray, n: int) -> np.ndarray:
-    """Sums over n equal parts of the first axis, where every element of x weighs n: [m, k] -> int64 [n, k], exact."""
-    m = len(x)
-    out = np.empty((n, x.shape[1]), np.int64)
-    for i in range(n):
-        first, last = i * m // n, -(-(i + 1) * m // n)  # elements touched; the outer two may stick out
-        before, after = i * m - first * n, last * n - (i + 1) * m
-        out[i] = (
-            n * x[first:last].sum(0, dtype=np.int64) - before * x[first].astype(int) - after * x[last - 1].astype(int)
-        )
-    return out
-
-
-FILTERS: dict[str, Callable[[Image.Image, int], Image.Image]] = {
-    "box": _pillow(Image.Resampling.BOX),
-    "lanczos": _pillow(Image.Resampling.LANCZOS),
-    "bicubic": _pillow(Image.Resampling.BICUBIC),
-    "area": _area,
 }
 
 
