@@ -6,12 +6,13 @@ most the block it was at, and the files are the same for any number of ranks. Kn
 """
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config import fsync_folder
@@ -46,7 +47,8 @@ class Store:
         temp = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temp)
+            rows = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            save_file(rows, temp, metadata={"crc32": _crc32(rows)})
             with temp.open("rb") as f:
                 os.fsync(f.fileno())
             os.replace(temp, path)
@@ -59,7 +61,11 @@ class Store:
         """The tensors of a block. WorkError if it is not there or damaged."""
         path = self.folder / _name(block)
         try:
-            return load_file(path)
+            with safe_open(path, "pt") as f:
+                rows = {name: f.get_tensor(name) for name in f.keys()}
+                if (f.metadata() or {}).get("crc32") != _crc32(rows):
+                    raise OSError("its checksum is another")
+            return rows
         except (OSError, SafetensorError) as e:
             raise WorkError(f"{path}: cannot be read ({e}); delete it and run the command again") from e
 
@@ -103,6 +109,14 @@ def fill(
         start = (blocks.index(block) + 1) % len(blocks)
     told(total, total)
     return True
+
+
+def _crc32(rows: Mapping[str, Tensor]) -> str:
+    """Of the bytes of all tensors by name; safetensors has none, and a flipped bit would become a number."""
+    crc = 0
+    for name in sorted(rows):
+        crc = zlib.crc32(rows[name].flatten().view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def _name(block: range) -> str:
