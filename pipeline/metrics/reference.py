@@ -28,7 +28,7 @@ from pipeline.data.filters import find_filter, resized
 from pipeline.data.manifest import Manifest, load_manifest, read_index
 from pipeline.data.order import order
 from pipeline.data.prefetch import Job, in_order
-from pipeline.data.reader import ShardReader, mirror_into
+from pipeline.data.reader import ShardReader
 from pipeline.errors import UserError, WorkError
 from pipeline.metrics.store import Store, fill
 
@@ -155,7 +155,7 @@ class Reference:
         chunks = [numbers[i : i + CHUNK] for i in range(0, len(numbers), CHUNK)]
         images = in_order(map(self._job, chunks), threads=self.threads, ahead=2)
         for img, chunk in zip(images, chunks, strict=True):
-            yield torch.from_numpy(img).permute(0, 3, 1, 2).contiguous(), chunk
+            yield torch.from_numpy(img), chunk
 
     def fill(
         self,
@@ -196,23 +196,20 @@ class Reference:
     def _reader(self) -> ShardReader:
         return ShardReader(self.set_folder)
 
-    def _job(self, numbers: Sequence[int]) -> Job[UInt8[np.ndarray, "n h w 3"]]:
+    def _job(self, numbers: Sequence[int]) -> Job[UInt8[np.ndarray, "n 3 h w"]]:
         side, samples = self.view.size_px, self.samples(numbers)
-        out = np.empty((len(numbers), side, side, 3), dtype=np.uint8)
+        out = np.empty((len(numbers), 3, side, side), dtype=np.uint8)
         rows = list(zip(numbers, samples, out, strict=True))
         return Job(out, [partial(self._read, rows[i : i + PART]) for i in range(0, len(rows), PART)])
 
-    def _read(self, rows: Sequence[tuple[int, int, UInt8[np.ndarray, "h w 3"]]]) -> None:
+    def _read(self, rows: Sequence[tuple[int, int, UInt8[np.ndarray, "3 h w"]]]) -> None:
         stored = np.empty(self._reader.shape, dtype=np.uint8)
         for number, sample, out in rows:
             self._reader.read_into(sample, stored)
             img = self._cropped(stored, sample)
             if self.view.filter:
                 img = resized(img, self.view.size_px, self.view.filter)
-            if number < self._images:
-                np.copyto(out, img)
-            else:
-                mirror_into(np.array(img), out)
+            np.copyto(out, (img if number < self._images else img[:, ::-1]).transpose(2, 0, 1))
 
     def _cropped(self, img: UInt8[np.ndarray, "s s 3"], sample: int) -> UInt8[np.ndarray, "c c 3"]:
         """A square at a uniform place, as families draw it; the same one of an image in every order."""

@@ -180,7 +180,8 @@ def test_whatever_changes_a_tensor_has_a_folder_of_its_own_and_says_so_there(roo
     assert len(folders) == len(all_of_them) == 10
     assert {folder.parent for folder in folders} == {tmp_path / "place"}
     assert Reference(root, replace(HALF, share=1.0), Pixels(), tmp_path / "place").store.folder in folders
-    first = all_of_them[0]
+    first, of_other = all_of_them[0], all_of_them[7]
+    assert of_other.samples(range(COUNT)) != first.samples(range(COUNT))
     first.fill(0)
     assert not first.store.folder.exists()
     first.fill(3)
@@ -340,6 +341,14 @@ def test_a_set_on_a_disk_that_is_read_only_serves_what_is_there(photographs, dis
     for attempt in (other.check_writable, other.fill):
         with pytest.raises(UserError, match="--references DIR"):
             attempt(COUNT)
+
+
+def test_a_full_disk_is_no_mistake_of_the_user(photographs, disk):
+    place = disk("size=4m")
+    root = Path(shutil.copytree(photographs, place / "set"))
+    (place / "ballast").write_bytes(bytes(shutil.disk_usage(place).free))
+    with pytest.raises(WorkError, match="free disk space"):
+        Reference(root, HALF, Pixels()).fill(COUNT)
 
 
 def test_too_few_images_are_refused_by_their_numbers(photographs):
