@@ -3,7 +3,7 @@
 A folder of its own for each data set, size, filter, mirroring, order, crop and extractor; `reference.json` in it says
 them in clear. It is filled block by block by any number of processes (store.py) and serves every run on that set.
 The set is resized for each size that is measured, image by image on uint8, by a filter of `prep` (Heusel et al. 2017
-leave it open; it moves FID by a whole unit). Knows nothing of metrics, generators or detectors.
+leave it open; it moves FID by a whole unit). Knows nothing of metrics or generators.
 """
 
 import errno
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from pipeline.data.order import order
 from pipeline.data.prefetch import Job, in_order
 from pipeline.data.reader import ShardReader
 from pipeline.errors import UserError, WorkError
+from pipeline.metrics.extract import Extractor
 from pipeline.metrics.store import Store, fill
 
 FOLDER, KEY_FILE = "reference", "reference.json"
@@ -37,18 +38,6 @@ FORMAT = 1  # of the tensors' meaning: image j of the order, its pixels
 CHUNK = 64  # images handed to the extractor at once: 200 MB at 1024 px
 PART = 4  # images that a thread takes at a time
 FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@runtime_checkable
-class Extracts(Protocol):
-    """Images to tensors whose rows are images; `key` holds all that decides them, `label` names it."""
-
-    @property
-    def key(self) -> Mapping[str, str | int]: ...
-    @property
-    def label(self) -> str: ...
-
-    def __call__(self, img: UInt8[Tensor, "n 3 h w"], numbers: Sequence[int]) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +90,7 @@ class Reference:
     """
 
     def __init__(
-        self, set_folder: Path | str, view: View, extractor: Extracts, place: Path | None = None, threads: int = 2
+        self, set_folder: Path | str, view: View, extractor: Extractor, place: Path | None = None, threads: int = 2
     ):
         if re.match(r"[A-Za-z0-9]+:/", str(set_folder)):
             raise UserError(

@@ -5,7 +5,9 @@ its part goes on with what others lack. So ranks share the work without talking 
 most the block it was at, and the files are the same for any number of ranks. Knows nothing of detectors or metrics.
 """
 
+import json
 import os
+import secrets
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -48,7 +50,8 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             rows = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-            save_file(rows, temp, metadata={"crc32": _crc32(rows)})
+            sums = {name: _crc32(rows[name]) for name in sorted(rows)}
+            save_file(rows, temp, metadata={"crc32": json.dumps(sums)})
             with temp.open("rb") as f:
                 os.fsync(f.fileno())
             os.replace(temp, path)
@@ -57,27 +60,34 @@ class Store:
             temp.unlink(missing_ok=True)
             raise WorkError(f"{path}: cannot be written ({getattr(e, 'strerror', None) or e}); free disk space") from e
 
-    def read(self, block: range) -> dict[str, Tensor]:
-        """The tensors of a block. WorkError if it is not there or damaged."""
+    def read(self, block: range, only: str = "") -> dict[str, Tensor]:
+        """The tensors of a block, or one of them. WorkError if it is not there or damaged."""
         path = self.folder / _name(block)
         try:
             with safe_open(path, "pt") as f:
-                rows = {name: f.get_tensor(name) for name in f.keys()}
-                if (f.metadata() or {}).get("crc32") != _crc32(rows):
-                    raise OSError("its checksum is another")
+                rows = {name: f.get_tensor(name) for name in ([only] if only else f.keys())}
+                sums = json.loads((f.metadata() or {}).get("crc32", "{}"))
+            if any(sums.get(name) != _crc32(tensor) for name, tensor in rows.items()):
+                raise OSError("its checksum is another")
             return rows
-        except (OSError, SafetensorError) as e:
+        except (OSError, ValueError, SafetensorError) as e:
             raise WorkError(f"{path}: cannot be read ({e}); delete it and run the command again") from e
 
     def batches(self, name: str, n: int | None = None) -> Iterator[Tensor]:
         """Rows of a name block by block, in the order of image numbers, n in all."""
         n = self.count if n is None else n
         for block in self.blocks(n):
-            yield self.read(block)[name][: n - block.start]
+            yield self.read(block, name)[name][: n - block.start]
 
     def rows(self, name: str, n: int | None = None) -> Tensor:
-        """The first n rows of a name, all at once."""
-        return torch.cat(list(self.batches(name, n)))
+        """The first n rows of a name, all at once. Never holds them twice."""
+        n, rows, done = self.count if n is None else n, torch.empty(0), 0
+        for batch in self.batches(name, n):
+            rows = rows if done else batch.new_empty(n, *batch.shape[1:])
+            rows[done : done + len(batch)] = batch
+            done += len(batch)
+        assert done == n, f"{self.folder}: {done} rows of {name}, wanted {n}"
+        return rows
 
 
 def fill(
@@ -93,10 +103,11 @@ def fill(
     """Make the blocks of the first n images that are not there, until none is missing; False if stopped before.
 
     Each worker begins at a place of its own and takes what is missing from there on, round and round: so all end when
-    everything is there, whoever died on the way. Two may make a block twice, near the end; it is the same.
+    everything is there, whoever died on the way. Two may make a block twice; it is the same. From then on the later one
+    of them draws its blocks: else two that met, such as two jobs that began at once, would make all the rest twice.
     `told(done, total)` in images.
     """
-    blocks = store.blocks(n)
+    blocks, met = store.blocks(n), False
     start = worker * len(blocks) // max(workers, 1)
     total = sum(map(len, blocks))
     while missing := store.missing(n):
@@ -104,19 +115,21 @@ def fill(
         if stop():
             return False
         gone = {block.start for block in missing}
-        block = next(b for b in (*blocks[start:], *blocks[:start]) if b.start in gone)
-        store.put(block, make(block))
-        start = (blocks.index(block) + 1) % len(blocks)
+        ahead = next(b for b in (*blocks[start:], *blocks[:start]) if b.start in gone)
+        block = secrets.choice(missing) if met else ahead
+        tensors = make(block)
+        if block in store.missing(n):
+            store.put(block, tensors)
+            start = (blocks.index(block) + 1) % len(blocks)
+        else:
+            met = True
     told(total, total)
     return True
 
 
-def _crc32(rows: Mapping[str, Tensor]) -> str:
-    """Of the bytes of all tensors by name; safetensors has none, and a flipped bit would become a number."""
-    crc = 0
-    for name in sorted(rows):
-        crc = zlib.crc32(rows[name].flatten().view(torch.uint8).numpy().data, crc)
-    return f"{crc:08x}"
+def _crc32(tensor: Tensor) -> int:
+    """Of its bytes: safetensors has no checksum, and a flipped bit would become a number."""
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def _name(block: range) -> str:

@@ -12,7 +12,7 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,20 +24,11 @@ from PIL import Image
 from dataprep.sources import open_source
 from dataprep.transform import Transform
 from dataprep.writer import prepare
+from pipeline.metrics.extract import Extractor
 from pipeline.metrics.reference import Reference, View
 
 STORED_PX = 256
 CASES = [("jpg", 256), ("jpg", 128), ("png", 256), ("png", 128)]
-
-
-class Nothing:
-    """The detector's place is left empty."""
-
-    key: dict[str, str | int] = {}
-    label = "nothing"
-
-    def __call__(self, img: torch.Tensor, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        return {}
 
 
 def plain(files: list[Path], size_px: int) -> list[torch.Tensor]:
@@ -84,7 +75,9 @@ def main() -> None:
             prepare(open_source("photos"), root, Transform(size_px=STORED_PX, encoding=encoding))
             files = unpacked(root, Path(folder, f"{encoding}-files"), args.images)
             view = View(size_px, "" if size_px == STORED_PX else "lanczos", mirror=False, stored_order=True)
-            by_threads = [Reference(root, view, Nothing(), threads=n) for n in (1, 2)]
+            by_threads = [
+                Reference(root, view, Extractor("nothing", {}, lambda img, numbers: {}), threads=n) for n in (1, 2)
+            ]
             made = torch.cat(ours(by_threads[1], len(files)))
             assert torch.equal(made, torch.stack(plain(files, size_px))), "pixels differ from Pillow's"
             ways = [partial(plain, files, size_px), *(partial(ours, r, len(files)) for r in by_threads)]
