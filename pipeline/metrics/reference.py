@@ -35,8 +35,9 @@ from pipeline.metrics.store import Store, fill
 
 FOLDER, KEY_FILE = "reference", "reference.json"
 FORMAT = 1  # of the tensors' meaning: image j of the order, its pixels
-CHUNK = 64  # images handed to the extractor at once: 200 MB at 1024 px
+CHUNK = 32  # images handed to the extractor at once, while two more are made: 300 MB at 1024 px
 PART = 4  # images that a thread takes at a time
+MOST_THREADS = 16  # that read and resize, of a process
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -86,18 +87,25 @@ class Reference:
     """Tensors of the images of one prepared set, looked at in one way by one extractor. Nothing is made until `fill`.
 
     Numbers 0 to `store.count` - 1 are the images in the view's order; with mirror the second half is the first one
-    mirrored. UserError where the set cannot be looked at so; nothing is written by the constructor.
+    mirrored. UserError where the set cannot be looked at so; nothing is written by the constructor. Images are
+    read by `threads`: 0 is the caller, None as many as this process has processors.
     """
 
     def __init__(
-        self, set_folder: Path | str, view: View, extractor: Extractor, place: Path | None = None, threads: int = 2
+        self,
+        set_folder: Path | str,
+        view: View,
+        extractor: Extractor,
+        place: Path | None = None,
+        threads: int | None = None,
     ):
         if re.match(r"[A-Za-z0-9]+:/", str(set_folder)):
             raise UserError(
                 f"data={_without_secrets(str(set_folder))!r}: reference statistics want the images in a fixed order, "
                 "so from a local folder; copy the set there and give that with --data"
             )
-        self.set_folder, self.view, self.extractor, self.threads = Path(set_folder), view, extractor, threads
+        self.set_folder, self.view, self.extractor = Path(set_folder), view, extractor
+        self.threads = min(len(os.sched_getaffinity(0)), MOST_THREADS) if threads is None else threads
         manifest = load_manifest(self.set_folder)
         check_view(manifest, view.size_px, view.filter, view.share, self.set_folder)
         self.dataset_id, self._images, self._has_labels = manifest.dataset_id, manifest.count, bool(manifest.classes)
