@@ -143,8 +143,8 @@ class Reference:
         return read_index(self.set_folder)["label"][self.samples(numbers)].tolist() if self._has_labels else None
 
     def make(self, block: range) -> dict[str, Tensor]:
-        """The tensors of a block of numbers; DataError names a damaged shard and its image."""
-        made = [self.extractor(img, numbers) for img, numbers in self.pixels(block)]
+        """The tensors of a block of numbers; WorkError names a stored image that is damaged or has nan features."""
+        made = [self.extractor(img, numbers, self._called) for img, numbers in self.pixels(block)]
         return {name: torch.cat([one[name] for one in made]) for name in made[0]}
 
     def pixels(self, numbers: Sequence[int]) -> Iterator[tuple[UInt8[Tensor, "n 3 h w"], Sequence[int]]]:
@@ -175,6 +175,10 @@ class Reference:
             there = self.store.folder if self.store.folder.exists() else there
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
                 raise self._unwritable(f"{there} is not for you to write to")
+
+    def _called(self, number: int) -> str:
+        mirrored = ", mirrored" if number >= self._images else ""
+        return f"{self.set_folder}: sample {self.samples([number])[0]}{mirrored} (image {number} of the reference)"
 
     def _name(self) -> str:
         view, digest = self.view, hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()

@@ -295,6 +295,19 @@ def test_a_damaged_image_is_named_and_nothing_is_kept_of_its_block(root):
     assert list(files(reference.store.folder)) == ["reference.json"]
 
 
+def test_an_image_with_nan_features_is_named_as_it_is_stored_and_nothing_is_kept_of_its_block(root):
+    def make(img: torch.Tensor, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+        return {"x": torch.tensor([[torch.nan if j == COUNT + 7 else 0.0] for j in numbers])}
+
+    reference = Reference(root, replace(HALF, mirror=True), Extractor("broken", {}, make))
+    sample = reference.samples([7])[0]
+    with pytest.raises(
+        WorkError, match=rf"^{root}: sample {sample}, mirrored \(image {COUNT + 7} of the reference\): "
+    ):
+        reference.fill(2 * COUNT)
+    assert list(files(reference.store.folder)) == ["reference.json"]
+
+
 def test_a_folder_that_was_made_otherwise_or_is_damaged_is_refused(root):
     reference = Reference(root, HALF, pixels())
     reference.fill(COUNT)
