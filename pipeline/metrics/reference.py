@@ -165,6 +165,7 @@ class Reference:
     ) -> bool:
         """Make what is missing of the first n images, together with whoever else does; False if stopped before."""
         if self.store.missing(n):
+            self.check_writable(n)
             self._write_key()
         return fill(self.store, self.make, n, worker=worker, workers=workers, stop=stop, told=told)
 

@@ -348,12 +348,14 @@ def test_where_a_set_cannot_be_written_to_another_folder_is_asked_for(root, tmp_
 def test_a_set_on_a_disk_that_is_read_only_serves_what_is_there(photographs, disk, tmp_path):
     place = disk("size=4m")
     root = Path(shutil.copytree(photographs, place / "set"))
-    Reference(root, HALF, pixels()).fill(COUNT)
+    there, begun, other = (Reference(root, replace(HALF, filter=f), pixels()) for f in ("lanczos", "box", "area"))
+    for reference in (there, begun):
+        reference.fill(COUNT)
+    next(begun.store.folder.glob("*.safetensors")).unlink()
     disk("ro")
-    there, other = Reference(root, HALF, pixels()), Reference(root, replace(HALF, mirror=True), pixels())
     there.check_writable(COUNT)
     assert there.fill(COUNT)
-    for attempt in (other.check_writable, other.fill):
+    for attempt in (other.check_writable, other.fill, begun.check_writable, begun.fill):
         with pytest.raises(UserError, match="--references DIR"):
             attempt(COUNT)
 
