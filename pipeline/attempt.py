@@ -24,6 +24,7 @@ from pipeline.errors import UserError, WorkError
 from pipeline.lock import locked
 from pipeline.plan import ExecConfig, RunConfig, check_data, check_validation
 from pipeline.spec import Batch
+from pipeline.tracking.inbox import LOCK
 from pipeline.training import checkpoint
 from pipeline.training.engine import Engine
 from pipeline.training.health import Health, report
@@ -32,7 +33,7 @@ from pipeline.training.saver import Saver
 from pipeline.training.validation import Validation
 from pipeline.training.watchdog import Watchdog
 
-LOCK, RELEASE_SEC = ".attempt", 120.0  # a network file system may hold the lock of a dead node for its lease
+RELEASE_SEC = 120.0  # a network file system may hold the lock of a dead node for its lease
 ROLLBACKS = 3  # of one run; values that are not finite after so many have a cause that other draws do not mend
 
 

@@ -4,6 +4,7 @@ A disk or a service that refuses never stops training: lines are kept and writte
 said so. Knows nothing of gradients and checkpoints.
 """
 
+import contextlib
 import socket
 import sys
 import time
@@ -18,7 +19,7 @@ from pipeline.phases import Generator
 from pipeline.plan import ExecConfig, RunConfig
 from pipeline.provenance import environment, job_id, keep_code, record_attempt
 from pipeline.synthesis.sample import Stopped, generate, grid, save_png
-from pipeline.tracking import collapse, console, jsonl
+from pipeline.tracking import collapse, console, inbox, jsonl
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.mirror import Mirror
 from pipeline.tracking.system import system_metrics
@@ -77,6 +78,7 @@ class RunLog:
         ratio = collapse.ratio_of(values)
         record["metrics"] = {**values, **({} if ratio is None else {collapse.RATIO: ratio}), **system}
         self._metrics.append(record)
+        self._take_over()
         print(console.tick(record, self.run.total_kimg), flush=True)
         if ratio is not None:
             self._look_for_collapse(nimg, record, ratio)
@@ -93,6 +95,11 @@ class RunLog:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _take_over(self) -> None:
+        """What evaluations have left for this run meanwhile; a disk that refuses keeps it until the next time."""
+        with contextlib.suppress(OSError):
+            inbox.drain(self.folder)
 
     def event(self, name: str, nimg: int, **facts: object) -> None:
         """One line of events."""
@@ -128,6 +135,8 @@ class RunLog:
                 self.event("sample failed", nimg, error=str(e))
 
     def close(self, *, final: bool) -> None:
+        if self.engine.is_main:
+            self._take_over()
         self._metrics.close()
         self._events.close()
         if self._mirror is not None:

@@ -7,10 +7,12 @@ folder is in snapshot.py; deliberately knows no network by name, no engine and n
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.config import fsync_folder
 from pipeline.spec import UserError
@@ -20,6 +22,7 @@ from pipeline.training.snapshot import Snapshot as Snapshot
 from pipeline.training.snapshot import State as State
 
 DIGITS = "[0-9]" * 12  # of a folder's name
+KEPT = ".kept"  # markers `<nimg:012d>.<reason>` of checkpoints that prune spares
 
 
 def folder_of(root: Path, nimg: int) -> Path:
@@ -104,7 +107,7 @@ def load(folder: Path, fingerprint: str) -> Snapshot:
 
 
 def prune(root: Path, keep: int) -> list[Path]:
-    """Delete all but the newest `keep`, the milestones and the newest healthy one.
+    """Delete all but the newest `keep`, the milestones, the newest healthy one and those with a marker (see `keep`).
 
     Call it only after the newest was read back, as `save` does.
     """
@@ -112,7 +115,7 @@ def prune(root: Path, keep: int) -> list[Path]:
     newest_is_healthy = any(_is(folder, "healthy") for folder in found[:1])
     spared = None if newest_is_healthy else newest_valid(root, healthy=True)[0]
     for folder in found[keep:]:
-        if folder == spared or _is(folder, "milestone"):
+        if folder == spared or _is(folder, "milestone") or _markers(root, nimg_of(folder)):
             continue
         _delete(folder)
         removed.append(folder)
@@ -120,10 +123,48 @@ def prune(root: Path, keep: int) -> list[Path]:
 
 
 def discard_after(root: Path, nimg: int) -> None:
-    """Delete all beyond nimg, milestones too: a run that went back to nimg makes its own."""
+    """Delete all beyond nimg, milestones and markers too: a run that went back to nimg makes its own."""
+    for marker in _markers(root):
+        if int(marker.name[:12]) > nimg:
+            marker.unlink(missing_ok=True)
     for folder in all_checkpoints(root):
         if nimg_of(folder) > nimg:
             _delete(folder)
+
+
+def keep(root: Path, nimg: int, reason: str) -> None:
+    """Let `prune` spare the checkpoint of nimg until `release` of the same reason; each reason counts for itself.
+
+    Any process may, on any node. Where training prunes at this moment the checkpoint may be gone all the same: look
+    after this returns. A marker without a checkpoint means nothing.
+    """
+    marker = _marker(root, nimg, reason)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    fsync_folder(marker.parent)
+
+
+def release(root: Path, nimg: int, reason: str) -> None:
+    """The inverse of keep; a reason that was not given is released already."""
+    _marker(root, nimg, reason).unlink(missing_ok=True)
+
+
+def kept(root: Path, reason: str) -> list[int]:
+    """The nimg of all that are kept for this reason, in order."""
+    return [int(m.name[:12]) for m in _markers(root) if m == _marker(root, int(m.name[:12]), reason)]
+
+
+def _marker(root: Path, nimg: int, reason: str) -> Path:
+    """Metric names have slashes, paths of detectors may be long."""
+    text = quote(reason, safe="")
+    if len(text) > 200:
+        text = f"{text[:160]}-{hashlib.sha256(reason.encode()).hexdigest()[:16]}"
+    return root / KEPT / f"{nimg:012d}.{text}"
+
+
+def _markers(root: Path, nimg: int | None = None) -> list[Path]:
+    """Of one checkpoint, or of all, by nimg."""
+    return sorted((root / KEPT).glob(f"{DIGITS if nimg is None else f'{nimg:012d}'}.*"))
 
 
 def _delete(folder: Path) -> None:
