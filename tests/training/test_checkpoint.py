@@ -386,3 +386,30 @@ def test_what_lies_beyond_the_place_a_run_went_back_to_is_deleted_milestones_too
     save(root, broken(32), milestone=True)
     discard_after(root, 16)
     assert names(root) == ["16", "8"]
+
+
+# Markers
+
+
+def test_a_kept_checkpoint_is_spared_until_every_reason_is_released(tmp_path):
+    fid, precision = "Metrics/fid50k_full/16px", "Metrics/" + "long" * 80 + "/16px"
+    for nimg in (8, 16, 24, 32):
+        save(tmp_path, snapshot(nimg))
+    checkpoint.keep(tmp_path, 8, fid)
+    checkpoint.keep(tmp_path, 8, precision)
+    checkpoint.keep(tmp_path, 16, precision)
+    checkpoint.keep(tmp_path, 999, fid)  # harmless
+    assert (checkpoint.kept(tmp_path, fid), checkpoint.kept(tmp_path, precision)) == ([8, 999], [8, 16])
+    assert [p.name for p in prune(tmp_path, 1)] == [f"{24:012d}"]
+    checkpoint.release(tmp_path, 8, fid)
+    checkpoint.release(tmp_path, 8, fid)
+    checkpoint.release(tmp_path, 16, precision)
+    assert [p.name for p in prune(tmp_path, 1)] == [f"{16:012d}"]
+    assert newest_valid(tmp_path)[0] == tmp_path / f"{32:012d}"
+
+
+def test_a_rollback_takes_the_markers_back_too(root):
+    for nimg in (8, 16, 24):
+        checkpoint.keep(root, nimg, "evaluating")
+    discard_after(root, 8)
+    assert checkpoint.kept(root, "evaluating") == [8]
