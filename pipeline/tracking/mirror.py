@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, WorkError
-from pipeline.tracking import jsonl
+from pipeline.tracking import inbox, jsonl
 from pipeline.tracking.client import one_line, tracking_uri, user_errors
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.upload import OutOfTimeError, catch_up
@@ -22,14 +22,21 @@ PARTING_SEC = 2.0  # for a server that was down already when a run stops that wi
 
 
 def sync(folder: Path) -> int:
-    """catch_up for the command line; UserError if the store is out of reach, WorkError if the disk is full."""
+    """catch_up for the command line, and what is best registered (best.py); the number of records sent.
+
+    UserError if the store is out of reach, WorkError if the disk is full.
+    """
+    from pipeline.tracking.best import register_best  # of the registry, which begins with a sync
+
     if not (folder / "config.json").exists():
         raise UserError(f"run={str(folder)!r} is not a run folder (no config.json); see `graticule status`")
     try:
         with user_errors(tracking_uri(folder.resolve().parent)):
+            inbox.settle(folder)
             sent = catch_up(folder, verify=True)
+            register_best(folder)
         if sent:
-            jsonl.append(folder / jsonl.EVENTS, _event(folder, "sync", records=sent))
+            jsonl.append(folder / jsonl.EVENTS, event_of(folder, "sync", records=sent))
     except OSError as e:
         raise WorkError(f"run={str(folder)!r} cannot note what is sent ({e.strerror or e}); repeat when it can") from e
     return sent
@@ -96,10 +103,11 @@ class Mirror:
         if down == self._down:
             return
         self._down = down
-        self._events.append(_event(self.folder, "tracking down" if down else "tracking back", **extra))
+        self._events.append(event_of(self.folder, "tracking down" if down else "tracking back", **extra))
 
 
-def _event(folder: Path, event: str, **extra: str | int) -> dict[str, Any]:
+def event_of(folder: Path, event: str, **extra: str | int) -> dict[str, Any]:
+    """A line for events.jsonl, where the run's metrics are now."""
     last = {}
     with contextlib.suppress(OSError, ValueError):  # a line that is damaged
         last = jsonl.last(folder / jsonl.METRICS)

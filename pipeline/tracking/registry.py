@@ -47,13 +47,19 @@ def register(folder: Path, *, name: str, alias: str | None, checkpoint: Path) ->
         raise UserError(f"checkpoint={str(checkpoint)!r} has no G_ema.safetensors; see {folder / 'checkpoints'}")
     sync(folder)
     uri = tracking_uri(folder.resolve().parent)
-    client, sha256 = connect(uri), _sha256(weights)
+    client = connect(uri)
     with user_errors(uri):
-        found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(SHA_TAG) == sha256]
-        version = str(found[0].version) if found else _publish(client, folder, name, weights, sha256)
+        version = version_of(client, folder, name, weights)
         if alias:
             client.set_registered_model_alias(name, alias, version)
     return version
+
+
+def version_of(client: "MlflowClient", folder: Path, name: str, weights: Path) -> str:
+    """The version of model `name` that these weights of a run are; made where there is none. The run is in MLflow."""
+    sha256 = sha256_of(weights)
+    found = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get(SHA_TAG) == sha256]
+    return str(found[0].version) if found else _publish(client, folder, name, weights, sha256)
 
 
 def fetch(model_uri: str, runs: Path) -> Path:
@@ -61,14 +67,11 @@ def fetch(model_uri: str, runs: Path) -> Path:
 
     A version never changes, so it is downloaded once, to `<runs>/models/NAME/VERSION-<hash8>`.
     """
-    match = re.fullmatch(r"models:/([^/:@]+)(?:@([^/:@]+)|/(\d+))", model_uri)
-    if not match:
-        raise UserError(f"model={model_uri!r} is not a model address; write models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = match.groups()
+    name, alias, number = address_of(model_uri)
     uri = tracking_uri(runs)
     client = connect(uri)
     with user_errors(uri):
-        version = _resolve(client, name, alias, number)
+        version = resolve(client, name, alias, number)
         sha256 = client.get_model_version(name, version).tags.get(SHA_TAG)
         if not sha256:
             raise UserError(f"model={model_uri!r} was not made by `graticule register` (no tag {SHA_TAG})")
@@ -149,7 +152,16 @@ def _signature() -> "ModelSignature":
     )
 
 
-def _resolve(client: "MlflowClient", name: str, alias: str | None, number: str | None) -> str:
+def address_of(model_uri: str) -> tuple[str, str | None, str | None]:
+    """Name, alias and version of an address, which has one of the two; UserError if it is none."""
+    match = re.fullmatch(r"models:/([^/:@]+)(?:@([^/:@]+)|/(\d+))", model_uri)
+    if not match:
+        raise UserError(f"model={model_uri!r} is not a model address; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = match.groups()
+    return name, alias, number
+
+
+def resolve(client: "MlflowClient", name: str, alias: str | None, number: str | None) -> str:
     """The version meant, or a UserError that names what there is."""
     from mlflow.exceptions import MlflowException
 
@@ -181,11 +193,11 @@ def _download(client: "MlflowClient", name: str, version: str, folder: Path, sha
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{version}.") as temp:
         got = Path(download_artifacts(source, dst_path=temp, tracking_uri=client.tracking_uri))
-        if _sha256(got / "G_ema.safetensors") != sha256:
+        if sha256_of(got / "G_ema.safetensors") != sha256:
             raise UserError(f"model={name!r} version {version}: weights are not those registered; register anew")
         got.rename(folder)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -13,8 +13,9 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.tracking import jsonl, mirror, upload
+from pipeline.tracking.best import publish_best
 from pipeline.tracking.mirror import Mirror, sync
-from pipeline.tracking.registry import fetch, register
+from pipeline.tracking.registry import SHA_TAG, fetch, register
 from pipeline.tracking.upload import OutOfTimeError, catch_up, cursor_of
 from tests.tracking.records import (
     assert_exactly_once,
@@ -27,6 +28,7 @@ from tests.tracking.records import (
     write,
 )
 from tests.tracking.small_disk import small_disk
+from tests.tracking.test_best import ALIAS, FID, MODEL, measure, weights_of
 from tests.tracking.test_registry import save_checkpoint
 
 # MLflow's own tables use a loader strategy that SQLAlchemy 2.1 deprecates.
@@ -344,3 +346,22 @@ def test_a_dead_server_costs_sync_one_line(remote, monkeypatch):
     with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI='http://127\.0\.0\.1:1' fails") as e:
         sync(remote)
     assert "\n" not in str(e.value)
+
+
+def test_a_best_checkpoint_that_the_server_refuses_costs_an_event_and_sync_makes_it_good(remote, door):
+    checkpoint = save_checkpoint(remote)
+    sync(remote)
+    measure(checkpoint, 7.0)
+    for where in ("runs/log-batch", "model-versions/create", "model-versions/set-tag", "registered-models/alias"):
+        door.set("503", where)
+        assert publish_best(remote) == []
+        assert door.hits == 1, where
+    assert [e["event"] for e in jsonl.read(remote / jsonl.EVENTS)].count("not registered") == 4
+    door.set("pass")
+    sync(remote)
+    client, run = only_run(remote)
+    version = client.get_model_version_by_alias(MODEL, ALIAS)
+    assert (version.version, version.tags["metric.fid50k_full/16px"]) == ("1", "7.0")
+    (model,) = client.search_logged_models([run.info.experiment_id], f"metrics.`{FID}` = 7")
+    assert model.tags[SHA_TAG] == weights_of(checkpoint)
+    assert history(remote, FID) == [(4000, 7.0)]
