@@ -28,8 +28,7 @@ from tests.browser.chromium import INSTALL, Chromium, found
 from tests.tracking.server import Server
 
 TABLE = "geopos.com"
-LABELS = ["Row.1 variant", "Row.2 layers", "Row.3 filters"]
-FIRST, CELL = "Loss/G/mse", "Cell/validation loss"
+LABELS, CELL = ["Row.1 variant", "Row.2 layers", "Row.3 filters"], "Cell/validation loss"
 WIDTH, HEIGHT = 1400, 640
 AXES = "[...document.querySelectorAll('.axis-title')].map(axis => axis.textContent)"
 METRICS = "[...document.querySelectorAll('input[role=combobox]')].at(-1)"  # the second field
@@ -86,8 +85,8 @@ def publish(runs: Path, out: Path) -> str:
     return parent
 
 
-def picture(uri: str, parent: str, out: Path) -> None:
-    """What the compare view shows of the parent's children."""
+def picture(uri: str, parent: str, out: Path, labels: list[str] = LABELS, cell: str = CELL) -> None:
+    """What the compare view shows of the parent's children: these params, and this metric once it is chosen."""
     client = connect(uri)
     experiment = client.get_run(parent).info.experiment_id
     children = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent}'", max_results=1000)
@@ -96,16 +95,17 @@ def picture(uri: str, parent: str, out: Path) -> None:
         words = f"runs={quote(json.dumps(ids))}&experiments={quote(json.dumps([experiment]))}"
         browser.goto(f"{uri}/#/compare-runs?{words}")
         browser.wait("document.querySelectorAll('.js-plotly-plot text').length > 0")
-        assert browser.ask(AXES) == [*LABELS, FIRST], browser.ask(AXES)
+        *params, first = browser.ask(AXES)
+        assert params == labels, params
         for panel in PANELS:
             element = f"document.querySelector({json.dumps(panel)})"
             if browser.ask(f"!!{element}"):
                 browser.click_on(element)
         browser.click_on(METRICS)
-        for name in (CELL, FIRST):
+        for name in (cell, first):
             toggle(browser, name)
         browser.press("Escape", 27)
-        browser.wait(f"JSON.stringify({AXES}) == {json.dumps(json.dumps([*LABELS, CELL], separators=(',', ':')))}")
+        browser.wait(f"JSON.stringify({AXES}) == {json.dumps(json.dumps([*labels, cell], separators=(',', ':')))}")
         time.sleep(2)  # panels slide away, lists fade
         browser.picture(out)
 
