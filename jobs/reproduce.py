@@ -23,6 +23,7 @@ from pipeline.data.manifest import INDEX, MANIFEST
 from pipeline.errors import UserError, WorkError
 from pipeline.evaluation import Question, lacking
 from pipeline.tables import book
+from pipeline.tables.given import folders_of, sets_given
 from pipeline.tables.measured import state_of
 from pipeline.tables.table import DataSet, Form, Row, Table
 from pipeline.tracking import jsonl
@@ -75,7 +76,7 @@ class Plan:
     runs: Path
     folders: Mapping[tuple[str, int], Path]
     gpus: int
-    question: Question | None = None  # asked of each run once it is trained
+    questions: Mapping[Path, Question] = field(default_factory=dict)  # asked of a run once it is trained
     _finished: set[Path] = field(default_factory=set, compare=False)  # found done: to ask reads every checkpoint
 
     def unique(self) -> list[Path]:
@@ -99,7 +100,7 @@ class Plan:
     def is_done(self, folder: Path) -> bool:
         """Trained, and nothing is lacking of what is asked."""
         if folder not in self._finished and is_done(folder):
-            if not (self.question and lacking(folder, self.question)):
+            if not (folder in self.questions and lacking(folder, self.questions[folder])):
                 self._finished.add(folder)
         return folder in self._finished
 
@@ -125,13 +126,13 @@ def evaluation_failure(folder: Path) -> str:
     return f"evaluation: {' '.join(str(told[-1].get('error', '')).split())}" if told else ""
 
 
-def question_of(table: Table, form: Form) -> Question | None:
-    """What is asked of every run of a form. UserError, before anything is made, where a detector is not there."""
-    if (asked := table.asked.get(form)) is None:
-        return None
-    question = Question(metrics=asked.metrics, sizes=asked.sizes, checkpoints=asked.checkpoints)
-    check_metrics(question)
-    return question
+def questions_of(table: Table, form: Form) -> dict[str, Question]:
+    """Row -> what is asked of its runs. UserError, before anything is made, where a detector is not there."""
+    asked = {row.name: found for row in table.rows(form) if (found := table.asked_of(row, form))}
+    made = {name: Question(metrics=a.metrics, sizes=a.sizes, checkpoints=a.checkpoints) for name, a in asked.items()}
+    for question in dict.fromkeys(made.values()):
+        check_metrics(question)
+    return made
 
 
 def plan(
@@ -140,7 +141,7 @@ def plan(
     runs: Path,
     *,
     seeds: Sequence[int],
-    data: Sequence[Path] = (),
+    data: Sequence[str | Path] = (),
     validation: Sequence[Path] = (),
     root: Path,
     gpus: int | None = None,
@@ -148,17 +149,20 @@ def plan(
 ) -> Plan:
     """Make, or find, the folder of every row with every seed, and write the table's file; `dry`: write nothing.
 
-    The data sets are there.
+    The data sets are there; `data` is as --data has it, and rows whose set is not given are left out.
     """
     from pipeline.run import folder_of, plan_run
 
-    question = question_of(table, form)
+    asked, given = questions_of(table, form), sets_given(table, form, data)
     usual = table.exec_of(form)
     exec_ = usual.replace(gpus=gpus or usual.gpus)
     folders: dict[tuple[str, int], Path] = {}
+    questions: dict[Path, Question] = {}
     looked_at: set[object] = set()  # sets whose shards were seen to be there
     for row in table.rows(form):
-        ours = [root / row.data.folder] if row.data else list(data)
+        ours = [root / row.data.folder] if row.data else folders_of(row, given)
+        if ours is None:
+            continue
         held_out = [root / one.folder for one in row.validation] if row.data else list(validation)
         for seed in seeds:
             full = (key := tuple(ours + held_out)) not in looked_at
@@ -168,20 +172,27 @@ def plan(
                 continue
             folders[row.name, seed] = plan_run(run, exec_, ours, runs, [], full=full, validation=held_out)
             looked_at.add(key)
+        if row.name in asked:
+            questions |= {folders[row.name, seed]: asked[row.name] for seed in seeds}
     if not dry:
         book.write(runs, table, form, folders)
-    return Plan(table, form, runs, folders, exec_.gpus, question)
+    return Plan(table, form, runs, folders, exec_.gpus, questions)
 
 
-def check_given(table: Table, form: Form, data: Sequence[Path], validation: Sequence[Path]) -> None:
-    """Refuse a table without the sets that only the user has, and sets that a table does not look at."""
-    rows = table.rows(form)
-    theirs = any(row.data is None for row in rows)
-    if theirs and not (data and validation):
-        lacking = "--data DIR" if not data else "--validation DIR"
+def check_given(table: Table, form: Form, data: Sequence[str | Path], validation: Sequence[Path]) -> None:
+    """Refuse a table without the sets that only the user has, sets that it does not look at, and one without runs."""
+    if not table.trains(form):
+        raise UserError(f"table={table.name!r} has nothing to train: `graticule report {table.name}` prints it")
+    theirs = any(row.data is None for row in table.rows(form))
+    if theirs and (
+        lacking := ["--data DIR"] * (not data) + ["--validation DIR"] * (not validation and table.validates(form))
+    ):
         raise UserError(
-            f"table={table.name!r} needs {lacking}: {table.needs or 'prepared sets'} (graticule prep makes them)"
+            f"table={table.name!r} needs {lacking[0]}: {table.needs or 'prepared sets'} (graticule prep makes them)"
         )
+    if theirs and validation and not table.validates(form):
+        raise UserError(f"table={table.name!r} measures nothing on held-out images; leave --validation out")
+    sets_given(table, form, data)
     if not theirs and (data or validation):
         option = "--data" if data else "--validation"
         raise UserError(f"table={table.name!r} makes its own data sets; leave {option} out, or say --data-root DIR")
@@ -238,7 +249,7 @@ def submit(
     code = snapshot(place)
     numbers = {folder: ledger.claim(folder, place) for folder in todo}
     executor = executor_for(place, cluster, 1, plan.gpus, plan.table.name, code=code)
-    work = [TrainSeveral(share, 1, plan.gpus, plan.question) for share in dealt]
+    work = [TrainSeveral(share, 1, plan.gpus, plan.questions) for share in dealt]
     if cluster.executor == "slurm":
         executor.update_parameters(array_parallelism=parallel or len(work))
     began = time.time()  # a job may be at work before all are written down

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class TrainSeveral(TrainJob):
-    """What one job runs on every rank: several run folders in their order, each trained and then asked `question`.
+    """What one job runs on every rank: several run folders in their order, each trained, then asked its question.
 
     Asked to stop, it saves the run in hand and goes back into the queue, as TrainJob does. A run that fails is told in
     its events.jsonl and does not stop the others: the job ends badly once all had their turn. On more than one rank it
     ends at once, as ranks that a failure left in different places cannot meet again.
     """
 
-    def __init__(self, folders: Sequence[Path], nodes: int, gpus: int, question: "Question | None" = None):
+    def __init__(self, folders: Sequence[Path], nodes: int, gpus: int, asked: "Mapping[Path, Question] | None" = None):
         super().__init__(folders[0], nodes, gpus)
         self.folders = [str(folder) for folder in folders]
-        self.question = question.to_json() if question else ""
+        self.questions = {str(f): asked[f].to_json() for f in folders if asked and f in asked}
         self.failed: dict[str, str] = {}  # folder -> error; goes with the job through the queue
 
     def __call__(self) -> str:
@@ -55,6 +55,11 @@ class TrainSeveral(TrainJob):
         if self.failed:
             raise WorkError(f"{len(self.failed)} of {len(self.folders)} runs failed: {failures(self.failed)}")
         return "done"
+
+    @property
+    def question(self) -> str:
+        """Of the run in hand; "" where nothing is asked."""
+        return self.questions.get(self.folder, "")
 
     def measure(self, should_stop: StopFlag, world: World) -> str:
         return measure(Path(self.folder), self.question, should_stop, world)

@@ -18,14 +18,18 @@ TableName = Annotated[str, typer.Argument(metavar="TABLE", help="For example geo
 Full = Annotated[
     bool, typer.Option("--full/--small", help="As long as the paper's, for GPUs; or short, for two cores.")
 ]
-Given = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="For tables that cannot make their own sets.")]
+Given = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DIR", help="For tables that cannot make their own sets; NAME=DIR where rows want several."),
+]
+HeldOut = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="For tables that measure on held-out images.")]
 
 
 def reproduce(
     table: TableName,
     full: Full = False,
     data: Given = None,
-    validation: Given = None,
+    validation: HeldOut = None,
     data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where sets that it makes go.")] = Path("data"),
     runs: Runs = RUNS,
     cluster: Annotated[str, typer.Option(help="local, a name in slurm/, or a TOML file.")] = "local",
@@ -52,7 +56,7 @@ def reproduce(
     check_cluster(place, nodes=1)
     work.check_parallel(place, parallel)
     work.check_given(wanted, form, data or (), validation or ())
-    work.question_of(wanted, form)
+    work.questions_of(wanted, form)
     words = {"seeds": _seeds(seeds, wanted), "data": data or (), "validation": validation or (), "root": data_root}
     sets = work.sets_of(wanted.rows(form))
     if dry_run:

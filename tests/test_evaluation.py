@@ -205,14 +205,19 @@ def test_a_record_says_how_its_number_was_taken(run, ask):
     assert set(record["metrics"]) == {f"{kind}/precision", f"{kind}/recall"} == set(of["better"])
     assert set(of["better"].values()) == {"higher"}
     assert (of["fakes"], of["reals"], of["filter"], of["seed"]) == (300, 300, "lanczos", 3)
-    assert of["weights"] == json.loads((run / f"checkpoints/{72:012d}/manifest.json").read_text())["files"][
-        "G_ema.safetensors"
-    ]["sha256"]
+    assert (
+        of["weights"]
+        == json.loads((run / f"checkpoints/{72:012d}/manifest.json").read_text())["files"]["G_ema.safetensors"][
+            "sha256"
+        ]
+    )
     for part in ("300 fakes", "k = 3", "Reals resized by lanczos", "fakes made at 24 px and reduced by lanczos"):
         assert part in of["says"]
     report = (run / FOLDER / "report.md").read_text()
     assert of["says"] in report
-    assert f"| {kind.removeprefix('Metrics/')}/precision ↑ | **{record['metrics'][kind + '/precision']:.5g}** |" in report
+    assert (
+        f"| {kind.removeprefix('Metrics/')}/precision ↑ | **{record['metrics'][kind + '/precision']:.5g}** |" in report
+    )
 
 
 def test_all_trained_sizes_are_measured_where_none_is_asked_for(run, ask):

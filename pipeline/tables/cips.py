@@ -19,7 +19,7 @@ FID, FID_FULL, PR = "fid50k_first50k_fidelity", "fid50k_full_fidelity", "pr50k3_
 FID_256 = fid(FID, 256, "FID")
 SMALL_MEASURES = small_measures_at(32)
 SMALL_ASKED = Asked(SMALL_METRICS, ("32",), "newest")
-SMALL_KIMG = 1.0
+SMALL_KIMG = 0.5
 LONG_NOTE = (
     "The paper does not say how many images its models saw: 25 million are our reading, and the last checkpoint counts."
 )

@@ -58,7 +58,7 @@ def small_measures(*sizes_px: int) -> tuple[Measure, ...]:
 
 # --- small forms
 
-SMALL_EXEC = ExecConfig(workers=1, track=False, status_kimg=0.25, sample_kimg=1000, checkpoint_kimg=1000)
+SMALL_EXEC = ExecConfig(workers=1, track=False, status_kimg=0.05, sample_kimg=1000, checkpoint_kimg=1000)
 
 
 def small(

@@ -24,7 +24,7 @@ PAPER = "MS-PIE (2012.05217)"
 FID, PR = "fid50k_50k_mmgeneration", "pr10k3_10k"
 SEEDS = (0, 1, 2)
 FULL = ExecConfig(gpus=8, milestone_kimg=1000)
-SMALL_KIMG = 1.0
+SMALL_KIMG = 0.25
 FID_NOTE = (
     "Published are means of three seeds; the best of a length is chosen among the checkpoints that are kept for good, "
     "one every million images. The paper says neither by which program FID was computed nor how reals were brought to "
@@ -263,7 +263,7 @@ DISTANCES = {  # table -> (title, needs, rows: at 128, 64, 32 px, average)
 PADDINGS = {"a": "zero padding", "b": "no padding", "c": "no padding, sinusoidal code"}
 SWD = "swd16k"
 SWD_MEASURES = swd(SWD, 128, (128, 64, 32))
-SWD_SMALL_KIMG = 4.0
+SWD_SMALL_KIMG = 2.0
 
 
 def _distance_table(name: str) -> Table:

@@ -209,7 +209,12 @@ def test_a_cluster_with_successors_and_a_silent_queue_are_refused(planned, monke
 def asked(planned, monkeypatch):
     """asked(n): the same, with a question that is answered by a file `measured`."""
     monkeypatch.setattr(reproduce, "lacking", lambda folder, question: [] if (folder / "measured").exists() else ["x"])
-    return lambda n: dataclasses.replace(planned(n), question=QUESTION)
+
+    def make(n: int) -> reproduce.Plan:
+        plan = planned(n)
+        return dataclasses.replace(plan, questions=dict.fromkeys(plan.unique(), QUESTION))
+
+    return make
 
 
 def test_what_is_trained_is_measured_and_what_fails_there_is_told_and_tried_once_more(asked, handlers, monkeypatch):
@@ -222,7 +227,7 @@ def test_what_is_trained_is_measured_and_what_fails_there_is_told_and_tried_once
     assert plan.todo() == runs, "trained is not yet measured"
     (runs[1] / "unmeasurable").write_text("out of memory")
     with pytest.raises(WorkError, match=r"1 of 3 runs failed: toy-1 \(RuntimeError: out of memory\)"):
-        Writing(runs, 1, 1, QUESTION)()
+        Writing(runs, 1, 1, plan.questions)()
     assert story(runs[0]) == ["done"], "not trained again"
     assert story(runs[1]) == ["start", "done", "evaluation failed"]
     assert story(runs[2]) == ["start", "done"]
@@ -231,7 +236,7 @@ def test_what_is_trained_is_measured_and_what_fails_there_is_told_and_tried_once
         reproduce.wait(plan, lambda done, total: None)
     assert plan.todo() == [runs[1]]
     (runs[1] / "unmeasurable").unlink()
-    assert Writing(plan.todo(), 1, 1, QUESTION)() == "done"
+    assert Writing(plan.todo(), 1, 1, plan.questions)() == "done"
     assert story(runs[1])[1:] == ["done", "evaluation failed"], "only measured"
     assert set(plan.states().values()) == {"done"}
     assert Writing(runs, 1, 1)() == "done", "without a question nothing is asked"
@@ -239,20 +244,22 @@ def test_what_is_trained_is_measured_and_what_fails_there_is_told_and_tried_once
 
 def test_a_stop_while_it_measures_leaves_the_rest_to_the_next_life(asked, handlers, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    first, second = asked(2).unique()
+    plan = asked(2)
+    first, second = plan.unique()
     (first / "enough").touch()
     (first / "unmeasurable").touch()
-    assert Writing([first, second], 1, 1, QUESTION)() == "stopped"
+    assert Writing([first, second], 1, 1, plan.questions)() == "stopped"
     assert (story(first), story(second)) == (["start", "done"], [])
 
 
 def test_a_rank_that_alone_heard_of_a_stop_meets_the_others_in_the_next_training(asked, handlers, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(several, "join", lambda nodes, gpus: several.World(1, 2, 1, 2, "torchrun"))
-    first, second = asked(2).unique()
+    plan = asked(2)
+    first, second = plan.unique()
     (first / "enough").touch()
     (first / "unmeasurable").touch()
-    assert Writing([first, second], 1, 2, QUESTION)() == "stopped"
+    assert Writing([first, second], 1, 2, plan.questions)() == "stopped"
     assert story(second) == ["start", "preempt"]
 
 
@@ -265,9 +272,11 @@ def test_a_detector_that_is_not_there_is_refused_before_anything_is_made(toy, gr
     assert code == 2
     assert "detector='inception'" in err
     assert not list(tmp_path.iterdir())
-    assert reproduce.question_of(toy, "small") is None
+    assert reproduce.questions_of(toy, "small") == {}
     asked = {"small": Asked(metrics=("swd64",), sizes=("32",))}
-    question = reproduce.question_of(dataclasses.replace(toy, asked=asked), "small")
+    questions = reproduce.questions_of(dataclasses.replace(toy, asked=asked), "small")
+    assert set(questions) == {"narrow", "wide"}
+    question = questions["wide"]
     assert (question.metrics, question.sizes, question.checkpoints) == (("swd64",), ("32",), "all")
 
 
