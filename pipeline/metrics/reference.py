@@ -2,8 +2,8 @@
 
 A folder of its own for each data set, size, filter, mirroring, order, crop and extractor; `reference.json` in it says
 them in clear. It is filled block by block by any number of processes (store.py) and serves every run on that set.
-The set is resized for each size that is measured, image by image on uint8, by a filter of `prep` (Heusel et al. 2017
-leave it open; it moves FID by a whole unit). Knows nothing of metrics or generators.
+The set is resized for each size that is measured, image by image on uint8, by a filter of `prep`: on FFHQ at 256 px
+box or Lanczos alone is FID 4.3 or 5.3 (stylegan2-ada-pytorch, issue 283). Knows nothing of metrics or generators.
 """
 
 import errno
