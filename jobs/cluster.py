@@ -26,7 +26,17 @@ SCHEDULER_ONLY = (
     "srun_args",
     "additional_parameters",
     "successors",
+    "evaluate",
 )
+NICE = 10000  # how far behind training an evaluation stands in the queue, if its cluster says nothing else
+
+
+class Evaluation(Config):
+    """What is asked for otherwise when the job is an evaluation: TOML table [evaluate]."""
+
+    partition: str | None = None
+    qos: str | None = None
+    additional_parameters: dict[str, str | int | bool] = Field(default_factory=dict)  # added to the cluster's own
 
 
 class Cluster(Config):
@@ -51,12 +61,13 @@ class Cluster(Config):
     successors: int = Field(default=0, ge=0)  # jobs queued behind each run, to go on where a job cannot requeue itself
     setup: tuple[str, ...] = ()  # shell lines before the start: module load, conda activate
     env: dict[str, str] = Field(default_factory=dict)  # exported after `setup`, literally
+    evaluate: Evaluation = Evaluation()
     python: str | None = None  # interpreter command, such as "singularity exec IMAGE python"; None: this one
 
     @field_validator(*SCHEDULER_ONLY)
     @classmethod
     def _only_where_a_scheduler_is(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and info.data.get("executor") == "local":
+        if value and value != Evaluation() and info.data.get("executor") == "local":
             raise ValueError("has no effect with executor = 'local'; remove it, or set executor = 'slurm'")
         return value
 
@@ -80,6 +91,18 @@ class Cluster(Config):
         if self.cpus_per_task:
             return self.cpus_per_task
         return max(1, (os.cpu_count() or 1) // gpus) if self.executor == "local" else 1
+
+    def for_evaluation(self) -> "Cluster":
+        """The same cluster as an evaluation asks for it: of low priority, and with what [evaluate] says."""
+        if self.executor == "local":
+            return self
+        own = self.evaluate
+        return self.replace(
+            partition=own.partition or self.partition,
+            qos=own.qos or self.qos,
+            additional_parameters={**self.additional_parameters, "nice": NICE, **own.additional_parameters},
+            evaluate=Evaluation(),
+        )
 
     def prologue(self, gpus: int) -> list[str]:
         """Shell lines that a job runs before it starts."""

@@ -2,6 +2,7 @@
 
 Every submission owns a numbered folder below <run>/jobs, so no job can read files of an earlier one, whatever
 ids the scheduler hands out; those of an array share one below <runs>/.arrays, to which the numbers are links.
+Jobs that measure a run are written down in the same way below <run>/evaluation.
 Deliberately knows nothing of submitit and of what the jobs do.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 ARRAYS = ".arrays"  # below the folder of the runs
+EVALUATION = "evaluation"  # below a run: jobs that measure it are submitted for this folder, not for the run's
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,14 @@ def alive(run: Path, slurm: dict[str, str] | None = None) -> tuple[Submission, s
 
 def _local_state(entry: Submission, run: Path) -> str | None:
     """RUNNING while the controller of this submission lives, PENDING while it waits for its turn."""
-    if entry.host != socket.gethostname() or not is_controller(entry.job_id, entry.folder(run)):
+    if not is_here(entry) or not is_controller(entry.job_id, entry.folder(run)):
         return None
     return "PENDING" if any(is_controller(job_id, entry.folder(run)) for job_id in entry.after) else "RUNNING"
+
+
+def is_here(entry: Submission) -> bool:
+    """Was it submitted on this machine?"""
+    return entry.host == socket.gethostname()
 
 
 def is_controller(pid: str, folder: Path) -> bool:

@@ -1,28 +1,32 @@
-"""A table's runs as an array of jobs, each of which trains its share of them.
+"""A table's runs as an array of jobs, each of which trains its share of them, and measures what the table asks for.
 
 Run folders are ordinary ones: what is done is left alone, what was stopped goes on, and the same command again submits
-what is neither done nor at work. Knows nothing of what a table shows.
+what is neither done nor at work. Done is what is trained and measured. Knows nothing of what a table shows.
 """
 
 import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import ledger
 from jobs.cluster import Cluster
+from jobs.evaluate import UNMEASURED, check_metrics
 from jobs.executors import asking, executor_for
 from jobs.several import TrainSeveral, failures
 from jobs.status import is_done
 from jobs.submit import check_cluster, record_job, shown, snapshot
 from pipeline.data.manifest import INDEX, MANIFEST
 from pipeline.errors import UserError, WorkError
+from pipeline.evaluation import Question, lacking
 from pipeline.tables import book
+from pipeline.tables.given import folders_of, sets_given
 from pipeline.tables.measured import state_of
 from pipeline.tables.table import DataSet, Form, Row, Table
+from pipeline.tracking import jsonl
 
 if TYPE_CHECKING:
     import submitit
@@ -72,6 +76,8 @@ class Plan:
     runs: Path
     folders: Mapping[tuple[str, int], Path]
     gpus: int
+    questions: Mapping[Path, Question] = field(default_factory=dict)  # asked of a run once it is trained
+    _finished: set[Path] = field(default_factory=set, compare=False)  # found done: to ask reads every checkpoint
 
     def unique(self) -> list[Path]:
         """Run folders in the table's order."""
@@ -87,16 +93,46 @@ class Plan:
         """done, failed, at work, left; "at work" also while its job is at another run."""
         busy, out = self.at_work() or set(), {}
         for folder in self.unique():
-            state = state_of(folder)[0]
-            out[folder] = state if state in ("done", "failed") else "at work" if folder in busy else "left"
+            state = "done" if self.is_done(folder) else "failed" if self.failure(folder) else ""
+            out[folder] = state or ("at work" if folder in busy else "left")
         return out
+
+    def is_done(self, folder: Path) -> bool:
+        """Trained, and nothing is lacking of what is asked."""
+        if folder not in self._finished and is_done(folder):
+            if not (folder in self.questions and lacking(folder, self.questions[folder])):
+                self._finished.add(folder)
+        return folder in self._finished
+
+    def failure(self, folder: Path) -> str:
+        """The error of its training or evaluation, where nothing was tried since; "" if there is none."""
+        state, said = state_of(folder)
+        if state == "failed":
+            return said or "failed"
+        return evaluation_failure(folder) if state == "done" else ""
 
     def todo(self) -> list[Path]:
         """Neither done nor at work; WorkError if that cannot be known."""
         busy = self.at_work()
         if busy is None:
             raise WorkError("some of these runs have jobs, and squeue does not answer; run the command again later")
-        return [folder for folder in self.unique() if not is_done(folder) and folder not in busy]
+        return [folder for folder in self.unique() if folder not in busy and not self.is_done(folder)]
+
+
+def evaluation_failure(folder: Path) -> str:
+    """The error of the newest job of a run, if that could not measure it."""
+    since = max((entry.time for entry in ledger.submissions(folder)), default=0.0)
+    told = [e for e in jsonl.read(folder / jsonl.EVENTS) if e.get("event") == UNMEASURED and e["time"] >= since]
+    return f"evaluation: {' '.join(str(told[-1].get('error', '')).split())}" if told else ""
+
+
+def questions_of(table: Table, form: Form) -> dict[str, Question]:
+    """Row -> what is asked of its runs. UserError, before anything is made, where a detector is not there."""
+    asked = {row.name: found for row in table.rows(form) if (found := table.asked_of(row, form))}
+    made = {name: Question(metrics=a.metrics, sizes=a.sizes, checkpoints=a.checkpoints) for name, a in asked.items()}
+    for question in dict.fromkeys(made.values()):
+        check_metrics(question)
+    return made
 
 
 def plan(
@@ -105,7 +141,7 @@ def plan(
     runs: Path,
     *,
     seeds: Sequence[int],
-    data: Sequence[Path] = (),
+    data: Sequence[str | Path] = (),
     validation: Sequence[Path] = (),
     root: Path,
     gpus: int | None = None,
@@ -113,16 +149,20 @@ def plan(
 ) -> Plan:
     """Make, or find, the folder of every row with every seed, and write the table's file; `dry`: write nothing.
 
-    The data sets are there.
+    The data sets are there; `data` is as --data has it, and rows whose set is not given are left out.
     """
     from pipeline.run import folder_of, plan_run
 
+    asked, given = questions_of(table, form), sets_given(table, form, data)
     usual = table.exec_of(form)
     exec_ = usual.replace(gpus=gpus or usual.gpus)
     folders: dict[tuple[str, int], Path] = {}
+    questions: dict[Path, Question] = {}
     looked_at: set[object] = set()  # sets whose shards were seen to be there
     for row in table.rows(form):
-        ours = [root / row.data.folder] if row.data else list(data)
+        ours = [root / row.data.folder] if row.data else folders_of(row, given)
+        if ours is None:
+            continue
         held_out = [root / one.folder for one in row.validation] if row.data else list(validation)
         for seed in seeds:
             full = (key := tuple(ours + held_out)) not in looked_at
@@ -132,20 +172,27 @@ def plan(
                 continue
             folders[row.name, seed] = plan_run(run, exec_, ours, runs, [], full=full, validation=held_out)
             looked_at.add(key)
+        if row.name in asked:
+            questions |= {folders[row.name, seed]: asked[row.name] for seed in seeds}
     if not dry:
         book.write(runs, table, form, folders)
-    return Plan(table, form, runs, folders, exec_.gpus)
+    return Plan(table, form, runs, folders, exec_.gpus, questions)
 
 
-def check_given(table: Table, form: Form, data: Sequence[Path], validation: Sequence[Path]) -> None:
-    """Refuse a table without the sets that only the user has, and sets that a table does not look at."""
-    rows = table.rows(form)
-    theirs = any(row.data is None for row in rows)
-    if theirs and not (data and validation):
-        lacking = "--data DIR" if not data else "--validation DIR"
+def check_given(table: Table, form: Form, data: Sequence[str | Path], validation: Sequence[Path]) -> None:
+    """Refuse a table without the sets that only the user has, sets that it does not look at, and one without runs."""
+    if not table.trains(form):
+        raise UserError(f"table={table.name!r} has nothing to train: `graticule report {table.name}` prints it")
+    theirs = any(row.data is None for row in table.rows(form))
+    if theirs and (
+        lacking := ["--data DIR"] * (not data) + ["--validation DIR"] * (not validation and table.validates(form))
+    ):
         raise UserError(
-            f"table={table.name!r} needs {lacking}: {table.needs or 'prepared sets'} (graticule prep makes them)"
+            f"table={table.name!r} needs {lacking[0]}: {table.needs or 'prepared sets'} (graticule prep makes them)"
         )
+    if theirs and validation and not table.validates(form):
+        raise UserError(f"table={table.name!r} measures nothing on held-out images; leave --validation out")
+    sets_given(table, form, data)
     if not theirs and (data or validation):
         option = "--data" if data else "--validation"
         raise UserError(f"table={table.name!r} makes its own data sets; leave {option} out, or say --data-root DIR")
@@ -202,7 +249,7 @@ def submit(
     code = snapshot(place)
     numbers = {folder: ledger.claim(folder, place) for folder in todo}
     executor = executor_for(place, cluster, 1, plan.gpus, plan.table.name, code=code)
-    work = [TrainSeveral(share, 1, plan.gpus) for share in dealt]
+    work = [TrainSeveral(share, 1, plan.gpus, plan.questions) for share in dealt]
     if cluster.executor == "slurm":
         executor.update_parameters(array_parallelism=parallel or len(work))
     began = time.time()  # a job may be at work before all are written down
@@ -231,14 +278,14 @@ def wait(plan: Plan, progress: Callable[[int, int], None]) -> None:
     total, pause = len(plan.unique()), POLL_SEC[0]
     while True:
         busy = plan.at_work()  # asked first: what ends meanwhile is counted
-        progress(list(plan.states().values()).count("done"), total)
+        states = plan.states()
+        progress(list(states.values()).count("done"), total)
         if busy is not None and not busy:
             break
         time.sleep(pause)
         pause = min(pause * 1.2, POLL_SEC[1])
-    states = {folder: state_of(folder) for folder in plan.unique()}
-    failed = {str(folder): said for folder, (state, said) in states.items() if state == "failed"}
-    left = [folder for folder, (state, _) in states.items() if state not in ("done", "failed")]
+    failed = {str(folder): plan.failure(folder) for folder, state in states.items() if state == "failed"}
+    left = [folder for folder, state in states.items() if state not in ("done", "failed")]
     if failed or left:
         said = [f"{len(failed)} of {total} runs failed: {failures(failed)}"] if failed else []
         said += [f"{len(left)} of {total} are not done ({left[0].name}, ...)"] if left else []

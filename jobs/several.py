@@ -1,4 +1,4 @@
-"""A job that trains several runs, one after the other in one process: the start of Python and torch is paid once.
+"""A job that trains several runs, one after the other in one process, and measures each: Python and torch start once.
 
 Imports nothing heavy, so that a job hears signals from its first moments. Knows nothing of why they belong together.
 """
@@ -6,40 +6,67 @@ Imports nothing heavy, so that a job hears signals from its first moments. Knows
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from jobs.evaluate import lacks, measure, tell_unmeasured
 from jobs.preempt import StopFlag, install, requeue
 from jobs.status import is_done
 from jobs.submit import TrainJob
 from jobs.world import World, join
 from pipeline.errors import WorkError
 
+if TYPE_CHECKING:
+    from pipeline.evaluation import Question
+
 
 class TrainSeveral(TrainJob):
-    """What one job runs on every rank: several run folders in their order.
+    """What one job runs on every rank: several run folders in their order, each trained, then asked its question.
 
     Asked to stop, it saves the run in hand and goes back into the queue, as TrainJob does. A run that fails is told in
     its events.jsonl and does not stop the others: the job ends badly once all had their turn. On more than one rank it
     ends at once, as ranks that a failure left in different places cannot meet again.
     """
 
-    def __init__(self, folders: Sequence[Path], nodes: int, gpus: int):
+    def __init__(self, folders: Sequence[Path], nodes: int, gpus: int, asked: "Mapping[Path, Question] | None" = None):
         super().__init__(folders[0], nodes, gpus)
         self.folders = [str(folder) for folder in folders]
+        self.questions = {str(f): asked[f].to_json() for f in folders if asked and f in asked}
         self.failed: dict[str, str] = {}  # folder -> error; goes with the job through the queue
 
     def __call__(self) -> str:
         flag = install()
         world = join(self.nodes, self.gpus)
+        stopped = False
         for folder in self.folders:
-            if folder in self.failed or is_done(Path(folder)):
-                continue
             self.folder = folder
-            if self._stopped(flag, world) or self._train_one(flag, world) == "stopped":
-                requeue(flag, world.rank)
-                return "stopped"
+            if folder in self.failed:
+                continue
+            if not is_done(Path(folder)):
+                if self._stopped(flag, world) or (outcome := self._train_one(flag, world)) == "stopped":
+                    requeue(flag, world.rank)
+                    return "stopped"
+                if outcome == "failed":
+                    continue
+            # Of several ranks one may hear of a stop after another has done its part: they meet in the next training.
+            stopped |= bool(self.question) and self._measure_one(flag, world) == "stopped"
+        if stopped:
+            requeue(flag, world.rank)
+            return "stopped"
         if self.failed:
             raise WorkError(f"{len(self.failed)} of {len(self.folders)} runs failed: {failures(self.failed)}")
         return "done"
+
+    @property
+    def question(self) -> str:
+        """Of the run in hand; "" where nothing is asked."""
+        return self.questions.get(self.folder, "")
+
+    def measure(self, should_stop: StopFlag, world: World) -> str:
+        return measure(Path(self.folder), self.question, should_stop, world)
+
+    def lacks(self) -> bool:
+        """Is something of this run not measured?"""
+        return lacks(Path(self.folder), self.question)
 
     def _stopped(self, flag: StopFlag, world: World) -> bool:
         """Between two runs; ranks that may have heard of it at different times ask each other, inside the run."""
@@ -50,13 +77,29 @@ class TrainSeveral(TrainJob):
         try:
             return self.train(flag)
         except Exception as e:
-            self.failed[self.folder] = f"{type(e).__name__}: {e}"[:500]
+            self._note(e, world)
             if world.rank == 0:
                 tell_failure(Path(self.folder), self.failed[self.folder], began)
             if world.size > 1:
                 raise
-            print(f"graticule: {self.folder}: {self.failed[self.folder]}; the next one", flush=True)
             return "failed"
+
+    def _measure_one(self, flag: StopFlag, world: World) -> str:
+        try:
+            if not self.lacks():
+                return "done"
+            return "stopped" if flag() else self.measure(flag, world)
+        except Exception as e:
+            self._note(e, world)
+            tell_unmeasured(Path(self.folder), self.failed[self.folder])
+            if world.size > 1:
+                raise
+            return "failed"
+
+    def _note(self, error: Exception, world: World) -> None:
+        self.failed[self.folder] = f"{type(error).__name__}: {error}"[:500]
+        if world.size == 1:
+            print(f"graticule: {self.folder}: {self.failed[self.folder]}; the next one", flush=True)
 
 
 def tell_failure(folder: Path, error: str, began: float) -> None:

@@ -41,12 +41,14 @@ class Row:
     preempted: int  # stops with a checkpoint, by their cause
     time_limits: int
     job_ids: tuple[str, ...]  # oldest first
+    evaluation_ids: tuple[str, ...]  # jobs that measure it, queued or running
 
 
 def status(runs: Path) -> list[Row]:
     """One row for each run folder below `runs`, by name."""
     folders = sorted(path.parent for path in runs.glob("*/config.json"))
-    entries = [entry for folder in folders for entry in ledger.submissions(folder)]
+    places = [place for folder in folders for place in (folder, folder / ledger.EVALUATION)]
+    entries = [entry for place in places for entry in ledger.submissions(place)]
     slurm = ledger.slurm_states() if any(entry.executor == "slurm" for entry in entries) else {}
     return [run_status(folder, slurm) for folder in folders]
 
@@ -75,6 +77,7 @@ def run_status(run: Path, slurm: dict[str, str] | None = None) -> Row:
         preempted=causes.count("preemption"),
         time_limits=causes.count("time limit"),
         job_ids=tuple(entry.job_id for entry in ledger.submissions(run)),
+        evaluation_ids=tuple(entry.job_id for entry, _ in reversed(ledger.live(run / ledger.EVALUATION, slurm))),
     )
 
 
@@ -128,7 +131,8 @@ def _last_event(events: list[dict[str, Any]]) -> str | None:
 
 
 def _check_run(run: Path) -> None:
-    if not (run / "config.json").is_file():
+    of = run.parent if run.name == ledger.EVALUATION else run  # the folder of a run's evaluation has jobs of its own
+    if not (of / "config.json").is_file():
         raise UserError(f"run={str(run)!r} has no config.json: not a run folder (`graticule status` lists runs)")
 
 
@@ -150,7 +154,7 @@ def _state(run: Path, events: list[dict[str, Any]], slurm: dict[str, str] | None
         return "stopped" if cancelled or not (events or logs(run)) else "failed"
     if last is None:
         return "stopped"
-    return "running" if time.time() - _written(run) < FRESH_SEC else "failed"
+    return "running" if time.time() - written(run) < FRESH_SEC else "failed"
 
 
 def _turn(entry: ledger.Submission, state: str, events: list[dict[str, Any]]) -> str:
@@ -161,10 +165,10 @@ def _turn(entry: ledger.Submission, state: str, events: list[dict[str, Any]]) ->
     return FAILED if since[-1:] == [FAILED] else state if since and since[-1] != "done" else "PENDING"
 
 
-def _written(run: Path) -> float:
-    """When the run last wrote anything."""
+def written(run: Path) -> float:
+    """When the run last wrote anything; 0.0: never."""
     files = (run / "events.jsonl", run / "metrics.jsonl")
-    return max(path.stat().st_mtime for path in files if path.exists())
+    return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 
 
 def _total_kimg(run: Path) -> float | None:

@@ -8,7 +8,8 @@ themselves back into the queue; several runs may be one array. Deliberately know
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import submitit
 
 CODE = "code"  # the snapshot in the folder of a submission
+Work = Callable[[int, int], "TrainJob"]  # place in a chain of jobs, successors of its first one -> what it runs
 
 
 class TrainJob:
@@ -85,14 +87,21 @@ def submit(folder: Path, cluster: Cluster, *, nodes: int, gpus: int, name: str) 
     folder = folder.resolve()
     check_cluster(cluster, nodes)
     check_free(folder)
+    return submit_chain(folder, cluster, partial(TrainJob, folder, nodes, gpus), nodes=nodes, gpus=gpus, name=name)
+
+
+def submit_chain(
+    folder: Path, cluster: Cluster, work: Work, *, nodes: int, gpus: int, name: str
+) -> "submitit.Job[str]":
+    """Queue a job that writes down what it is in `folder`/jobs, and its successors where the cluster has any."""
     number = ledger.claim(folder)
     place = ledger.number_folder(folder, number)
     code = snapshot(place)
     executor = executor_for(place, cluster, nodes, gpus, name, code=code)
     with asking(cluster):
-        job = executor.submit(TrainJob(folder, nodes, gpus, 0, cluster.successors))
+        job = executor.submit(work(0, cluster.successors))
     first = record_job(folder, number, job, cluster, nodes, gpus)
-    _queue_successors(folder, first, cluster, name, code)
+    _queue_successors(folder, first, cluster, name, code, work)
     return job
 
 
@@ -122,7 +131,7 @@ def submit_array(
         jobs = executor.submit_array(work)
     firsts = [record_job(f, n, job, cluster, nodes, gpus) for f, n, job in zip(folders, numbers, jobs, strict=True)]
     for folder, first in zip(folders, firsts, strict=True):
-        _queue_successors(folder, first, cluster, name, code)
+        _queue_successors(folder, first, cluster, name, code, partial(TrainJob, folder, nodes, gpus))
     return jobs
 
 
@@ -185,8 +194,8 @@ def record_job(
     return entry
 
 
-def _queue_successors(folder: Path, first: Submission, cluster: Cluster, name: str, code: Path) -> None:
-    """Jobs of the same run, each of which starts only if all before it failed."""
+def _queue_successors(folder: Path, first: Submission, cluster: Cluster, name: str, code: Path, work: Work) -> None:
+    """Jobs of the same work, each of which starts only if all before it failed."""
     ids = [first.job_id]
     for place in range(1, cluster.successors + 1):
         number = ledger.claim(folder)
@@ -194,7 +203,7 @@ def _queue_successors(folder: Path, first: Submission, cluster: Cluster, name: s
         executor = executor_for(where, cluster, first.nodes, first.gpus, name, code=code, after=ids)
         try:
             with asking(cluster):
-                job = executor.submit(TrainJob(folder, first.nodes, first.gpus, place, cluster.successors))
+                job = executor.submit(work(place, cluster.successors))
         except UserError as e:
             raise UserError(f"{e}; job {ids[0]} is queued with {place - 1} of {cluster.successors} successors") from e
         record_job(folder, number, job, cluster, first.nodes, first.gpus, after=tuple(ids))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline import cli_critic, cli_data, cli_import, cli_synthesis, cli_tables
+from pipeline import cli_critic, cli_data, cli_evaluate, cli_import, cli_synthesis, cli_tables
 from pipeline.cli_synthesis import RUNS, Runs
 from pipeline.errors import UserError, WorkError
 
@@ -28,7 +28,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for verb in (*cli_data.VERBS, *cli_synthesis.VERBS, *cli_import.VERBS, *cli_tables.VERBS):
+for verb in (
+    *cli_data.VERBS,
+    *cli_synthesis.VERBS,
+    *cli_import.VERBS,
+    *cli_tables.VERBS,
+    *cli_evaluate.VERBS,
+):
     app.command(verb.__name__.rstrip("_"))(verb)
 app.add_typer(cli_synthesis.probe, name="probe")
 app.add_typer(cli_critic.look, name="look")
@@ -222,13 +228,14 @@ def status(runs: Runs = RUNS) -> None:
         left = "" if r.eta_sec is None else str(timedelta(seconds=round(r.eta_sec)))
         speed = [_number(n) for n in (r.kimg, r.total_kimg, r.sec_per_kimg, r.img_per_sec)]
         counts = map(str, (r.attempts, r.preempted, r.time_limits))
-        table.add_row(r.run, r.state, *speed, left, _number(r.checkpoint_kimg), *counts, ", ".join(r.job_ids))
+        jobs = ", ".join([*r.job_ids, *(f"{i} (evaluation)" for i in r.evaluation_ids)])
+        table.add_row(r.run, r.state, *speed, left, _number(r.checkpoint_kimg), *counts, jobs)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command()
 def logs(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or RUN/evaluation.")],
     rank: Annotated[int, typer.Option(min=0)] = 0,
     lines: Annotated[int, typer.Option(min=1, help="Lines from the end.")] = 40,
 ) -> None:
@@ -244,11 +251,11 @@ def logs(
 
 
 @app.command()
-def cancel(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def cancel(run: Annotated[Path, typer.Argument(help="Run folder, or RUN/evaluation.")]) -> None:
     """Stop a run's job after a checkpoint, without queueing it again; its successors too."""
     from jobs.status import cancel as cancel_job
 
-    print(f"job {', '.join(cancel_job(run))} of {run} is asked to save and end; the same recipe again resumes it")
+    print(f"job {', '.join(cancel_job(run))} of {run} is asked to save and end; the same command again resumes it")
 
 
 @app.command()

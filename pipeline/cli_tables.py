@@ -1,5 +1,6 @@
 """The verbs of the command line that train a paper's table and print it. Thin; definitions live elsewhere."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,6 +8,7 @@ import typer
 
 from pipeline.cli_data import CPUS, Bar
 from pipeline.cli_synthesis import RUNS, Runs
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from jobs.reproduce import Plan
@@ -16,14 +18,18 @@ TableName = Annotated[str, typer.Argument(metavar="TABLE", help="For example geo
 Full = Annotated[
     bool, typer.Option("--full/--small", help="As long as the paper's, for GPUs; or short, for two cores.")
 ]
-Given = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="For tables that cannot make their own sets.")]
+Given = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DIR", help="For tables that cannot make their own sets; NAME=DIR where rows want several."),
+]
+HeldOut = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="For tables that measure on held-out images.")]
 
 
 def reproduce(
     table: TableName,
     full: Full = False,
     data: Given = None,
-    validation: Given = None,
+    validation: HeldOut = None,
     data_root: Annotated[Path, typer.Option(metavar="DIR", help="Where sets that it makes go.")] = Path("data"),
     runs: Runs = RUNS,
     cluster: Annotated[str, typer.Option(help="local, a name in slurm/, or a TOML file.")] = "local",
@@ -38,7 +44,7 @@ def reproduce(
     wait: Annotated[bool, typer.Option("--wait", help="Until all runs are done, with their progress.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
-    """Train every row of a paper's table with every seed; the same command again does what is left."""
+    """Train and measure every row of a paper's table with every seed; the same command again does what is left."""
     from jobs import reproduce as work
     from jobs.cluster import load_cluster
     from jobs.submit import check_cluster
@@ -50,6 +56,7 @@ def reproduce(
     check_cluster(place, nodes=1)
     work.check_parallel(place, parallel)
     work.check_given(wanted, form, data or (), validation or ())
+    work.questions_of(wanted, form)
     words = {"seeds": _seeds(seeds, wanted), "data": data or (), "validation": validation or (), "root": data_root}
     sets = work.sets_of(wanted.rows(form))
     if dry_run:
@@ -84,13 +91,22 @@ def report(
     full: Full = False,
     runs: Runs = RUNS,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="RUNS/tables/TABLE.FORM if not given.")] = None,
+    track: Annotated[bool, typer.Option("--track", help="Also bring the table's runs together in MLflow.")] = False,
 ) -> None:
     """A paper's table with published and measured numbers side by side: Markdown here, and files with plots."""
     from pipeline.tables.book import FOLDER
-    from pipeline.tables.report import write_report
+    from pipeline.tables.report import track_report, write_report
 
     wanted, form = _find(table, full)
-    print(write_report(wanted, form, runs, out or runs / FOLDER / f"{wanted.name}.{form}"), end="")
+    place = out or runs / FOLDER / f"{wanted.name}.{form}"
+    print(write_report(wanted, form, runs, place), end="")
+    if track:
+        try:
+            parent = track_report(wanted, form, runs, place)
+        except UserError as e:  # the report is written, and an outage costs nothing but the same command again
+            print(f"graticule: the report is not in MLflow: {e}", file=sys.stderr)
+        else:
+            print(f"graticule: in MLflow as run {parent}", file=sys.stderr)
 
 
 VERBS = (reproduce, report)

@@ -14,7 +14,7 @@ from tests.runs import CIPS, ENV, GRATICULE, MSPIE
 VERBS = {
     *("prep", "verify", "inspect", "beton", "recipes", "show", "train", "submit", "status", "logs", "cancel"),
     *("sample", "interpolate", "edit", "register", "sync", "doctor", "demo", "import_"),
-    *("reproduce", "report"),
+    *("reproduce", "report", "evaluate"),
 }
 GROUPS = {
     "probe": {"padding", "stationarity"},

@@ -5,10 +5,10 @@ A table is one Table; TABLES lists all of them by name. Knows nothing of jobs an
 
 from pipeline.config import nearest
 from pipeline.errors import UserError
-from pipeline.tables import geopos
+from pipeline.tables import cips, geopos, mspie
 from pipeline.tables.table import Table
 
-TABLES: dict[str, Table] = {table.name: table for table in (*geopos.TABLES,)}
+TABLES: dict[str, Table] = {table.name: table for table in (*mspie.TABLES, *cips.TABLES, *geopos.TABLES)}
 
 
 def find(name: str) -> Table:

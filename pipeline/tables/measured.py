@@ -1,29 +1,51 @@
-"""What the runs of a table have come to: state, measures, images, hours and hardware, from their folders alone.
+"""What the runs of a table have come to: state, values, images, hours and hardware, from their folders alone.
 
-Only runs that are done count as measured. A run whose folder holds another configuration than the table has now
-(the recipe changed since) is not taken for it. Knows nothing of jobs and queues: the report can be made anywhere.
+A run whose folder holds another configuration than the table has now (the recipe changed since) is not taken for it.
+Which of a run's values stands in a column is decided in cells.py. Knows nothing of jobs and queues: the report can be
+made anywhere.
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.errors import UserError
 from pipeline.run import read_run
 from pipeline.tables.book import Book
-from pipeline.tables.table import Row, Table
-from pipeline.tracking import jsonl
+from pipeline.tables.table import Asked, Row, Table
+from pipeline.tracking import inbox, jsonl
 
 State = Literal["done", "begun", "failed", "not begun", "missing", "other"]
 TELLING = ("start", "resume", "checkpoint", "preempt", "done", "failed")  # events that tell a state
+WEIGHTS = "G_ema.safetensors"  # in a checkpoint
+UNMEASURED = "evaluation failed"  # the event of a run that could not be evaluated, with its error
+GPU_HOURS, PROCESS_HOURS = "GPU-hours", "process-hours"  # hours times ranks, by what a rank is
+
+
+@dataclass(frozen=True)
+class Taken:
+    """How an evaluation took a number; numbers that differ in it are not averaged."""
+
+    says: str  # detector, resize, quantisation
+    data: str  # id of the set it was compared with
+    filter: str  # that brought the set to its size; "" where it is stored at that size
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value of metrics.jsonl."""
+
+    kimg: float
+    value: float
+    taken: Taken | None = None  # None: by training itself
+    notes: tuple[str, ...] = ()  # what evaluation had to say of this one
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """One run. `measures`: metric -> its last value, of a run that is done; `curves`: metric -> (kimg, value)s."""
+    """One run. `curves`: a column's metric -> its values by images seen; `spent`: unit -> hours of all ranks."""
 
     row: str
     seed: int
@@ -32,12 +54,13 @@ class RunFacts:
     kimg: float = 0.0
     total_kimg: float = 0.0
     hours: float = 0.0
-    measures: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     device: str = ""
     versions: tuple[tuple[str, str], ...] = ()
     dataset_id: str = ""
     folder: str = ""  # several rows may share one
+    lacking: tuple[str, ...] = ()  # what the table asks to be evaluated of a run that is done, and is not
 
     @property
     def words(self) -> str:
@@ -49,11 +72,16 @@ class RunFacts:
 
 def facts_of(runs: Path, table: Table, rows: Sequence[Row], book: Book) -> list[RunFacts]:
     """Of every row with every seed that was planned; a folder that is gone or was never made is "missing"."""
-    wanted = [m.metric for m in table.measures]
-    return [_facts(runs, row, seed, book.folder_of(row, seed), wanted) for row in rows for seed in book.seeds()]
+    wanted = list(dict.fromkeys(m.metric for m in table.columns(book.form) if m.of is None))
+    asked = {row.name: table.asked_of(row, book.form) for row in rows}
+    return [
+        _facts(runs, row, seed, book.folder_of(row, seed), wanted, asked[row.name])
+        for row in rows
+        for seed in book.seeds()
+    ]
 
 
-def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[str]) -> RunFacts:
+def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[str], asked: Asked | None) -> RunFacts:
     if name is None or not (runs / name / "config.json").is_file():
         return RunFacts(row.name, seed, "missing", "no run folder" if name else "never planned")
     folder = runs / name
@@ -64,28 +92,29 @@ def _facts(runs: Path, row: Row, seed: int, name: str | None, wanted: Sequence[s
     if run.replace(data=run.data.replace(dataset_id="")) != row.run.replace(seed=seed):
         return RunFacts(row.name, seed, "other", "made with another configuration than the table has now")
     state, said = state_of(folder)
-    records = jsonl.metrics(folder / jsonl.METRICS)
-    values = [(r["nimg"] / 1000, r.get("metrics", {})) for r in records]
-    names = {m: row.metrics.get(m, m) for m in wanted}
-    curves = {m: [(kimg, float(v[name])) for kimg, v in values if name in v] for m, name in names.items()}
-    last = max((kimg for kimg, _ in values), default=0.0)
-    measures = {m: points[-1][1] for m, points in curves.items() if points} if state == "done" else {}
-    seconds = [v["Timing/train_sec"] for _, v in values if "Timing/train_sec" in v]
-    device, versions = _environment(folder)
+    records, kept = _records(folder), _kept(folder)
+    curves = {m: _points(records, row.metrics.get(m, m), kept) for m in wanted}
+    stretches = list(_stretches(folder, records))
+    spent: dict[str, float] = {}
+    for environment, sec in stretches:
+        spent[_unit(environment)] = spent.get(_unit(environment), 0.0) + sec * _world(environment) / 3600
+    newest = _environment(folder / "environment.json")
+    devices = [_device(e) for e in (*(e for e, _ in stretches), *([] if stretches else [newest])) if e]
     return RunFacts(
         row=row.name,
         seed=seed,
         state=state,
         said=said,
-        kimg=last,
+        kimg=max((r["nimg"] / 1000 for r in records), default=0.0),
         total_kimg=run.total_kimg,
-        hours=max(seconds, default=0.0) / 3600,
-        measures=measures,
+        hours=sum(sec for _, sec in stretches) / 3600,
+        spent=spent,
         curves=curves,
-        device=device,
-        versions=versions,
+        device=", then ".join(dict.fromkeys(devices)),
+        versions=tuple((n, str(newest[n])) for n in ("python", "torch", "numpy", "code") if n in newest),
         dataset_id=run.data.dataset_id,
         folder=name,
+        lacking=_lacking(folder, row, asked, curves, kept) if state == "done" and asked else (),
     )
 
 
@@ -100,24 +129,92 @@ def state_of(folder: Path) -> tuple[State, str]:
     return ("done" if newest["event"] == "done" else "begun"), ""
 
 
-def _environment(folder: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """Device and versions of the newest attempt; nothing that names a machine."""
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics, by nimg; with those that the trainer has not taken over yet."""
+    latest = {jsonl.key_of(r): r for r in (*jsonl.read(folder / jsonl.METRICS), *inbox.pending(folder))}
+    return sorted(latest.values(), key=lambda record: record["nimg"])
+
+
+def _kept(folder: Path) -> dict[int, str]:
+    """nimg -> hash of the weights of each checkpoint that is there, as its manifest says."""
+    found = {}
+    for path in sorted((folder / "checkpoints").glob("[0-9]" * 12)):
+        try:
+            found[int(path.name)] = json.loads((path / "manifest.json").read_bytes())["files"][WEIGHTS]["sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being pruned, or damaged
+    return found
+
+
+def _lacking(
+    folder: Path, row: Row, asked: Asked, curves: Mapping[str, Sequence[Point]], kept: Mapping[int, str]
+) -> tuple[str, ...]:
+    """Columns of a finished run that are asked for and not evaluated, or of some checkpoints only; and why, if told."""
+    sizes = asked.sizes or tuple(str(h) for h, w in row.run.family.sizes() if h == w)
+    roots = [f"Metrics/{metric}/{size.replace('of', 'px_of_')}px" for metric in asked.metrics for size in sizes]
+    wanted = list(kept) if asked.checkpoints == "all" else sorted(kept)[-1:]
+    out = []
+    for metric, points in curves.items():
+        name, there = row.metrics.get(metric, metric), {p.kimg for p in points}
+        left = [nimg for nimg in wanted if nimg / 1000 not in there]
+        if not any(name == root or name.startswith(f"{root}/") for root in roots) or (there and not left):
+            continue
+        some = f" of {len(left)} of {len(wanted)} checkpoints" if there else ""
+        out.append(name + some)
+    told = [e for e in jsonl.read(folder / jsonl.EVENTS) if e.get("event") == UNMEASURED]
+    if out and told:
+        out.append(f"the last evaluation failed: {' '.join(str(told[-1].get('error', '')).split())}")
+    return tuple(out)
+
+
+def _points(records: Iterable[Mapping[str, Any]], name: str, kept: Mapping[int, str]) -> list[Point]:
+    """Values of a metric; not of weights that a rollback has replaced since."""
+    found = []
+    for record in records:
+        if name not in (values := record.get("metrics", {})):
+            continue
+        of = record.get("of")
+        if of is not None and kept.get(record["nimg"], of.get("weights")) != of.get("weights"):
+            continue
+        taken = Taken(*(str(of.get(k, "")) for k in ("says", "data", "filter"))) if of is not None else None
+        notes = tuple(map(str, (of or {}).get("notes", ())))
+        found.append(Point(record["nimg"] / 1000, float(values[name]), taken, notes))
+    return found
+
+
+def _stretches(folder: Path, records: Iterable[Mapping[str, Any]]) -> Iterable[tuple[dict[str, Any], float]]:
+    """Environment and seconds of training between two records: a run may go on with another number of ranks.
+
+    Training that a kill took back is in no record and not counted.
+    """
+    known: dict[int, dict[str, Any]] = {}
+    before = 0.0
+    for record in records:
+        if (sec := record.get("metrics", {}).get("Timing/train_sec")) is None:
+            continue
+        attempt = record.get("attempt", 0)
+        if attempt not in known:
+            path = folder / "environment" / f"{attempt:03d}.json"
+            known[attempt] = _environment(path if path.is_file() else folder / "environment.json")
+        yield known[attempt], max(0.0, sec - before)
+        before = sec
+
+
+def _environment(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / "environment.json").read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError):
-        return "", ()
-    world = facts.get("world", 1)
-    device = f"{world} x {facts.get('device') or 'CPU process'}"
-    known = ("python", "torch", "numpy", "code")
-    return device, tuple((name, str(facts[name])) for name in known if name in facts)
+        return {}
 
 
-def values_of(facts: Sequence[RunFacts], row: str, metric: str) -> dict[int, float]:
-    """Seed -> measured, of the runs of a row that are done and finite there."""
-    found = {f.seed: f.measures[metric] for f in facts if f.row == row and metric in f.measures}
-    return {seed: value for seed, value in found.items() if math.isfinite(value)}
+def _world(environment: Mapping[str, Any]) -> int:
+    return int(environment.get("world", 1))
 
 
-def not_finite(facts: Sequence[RunFacts], row: str, metric: str) -> int:
-    """Runs of a row that ended with NaN or infinity there."""
-    return sum(f.row == row and metric in f.measures and not math.isfinite(f.measures[metric]) for f in facts)
+def _unit(environment: Mapping[str, Any]) -> str:
+    return GPU_HOURS if environment.get("device") else PROCESS_HOURS
+
+
+def _device(environment: Mapping[str, Any]) -> str:
+    """Ranks and what they were; nothing that names a machine."""
+    return f"{_world(environment)} x {environment.get('device') or 'CPU process'}"

@@ -30,6 +30,15 @@ class DataSet:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a row's checkpoints are measured by, once it is trained: the words of `graticule evaluate`."""
+
+    metrics: tuple[str, ...]  # protocols
+    sizes: tuple[str, ...] = ()  # all that are trained, if none is given
+    checkpoints: str = "all"  # all that are kept, or newest
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of a table; `run` is trained once for each seed."""
 
@@ -38,8 +47,10 @@ class Row:
     run: RunConfig
     published: Mapping[str, str] = field(default_factory=dict)  # key of a measure -> as the paper prints it
     data: DataSet | None = None  # None: given by the user
+    set: str = ""  # without `data`, which of several sets the user gives: --data NAME=DIR
     validation: tuple[DataSet, ...] = ()  # with `data`; otherwise the user's
     metrics: Mapping[str, str] = field(default_factory=dict)  # a measure's metric -> its name in these runs, if another
+    asked: Asked | None = None  # where it is evaluated otherwise than the table's other rows; no metrics: not at all
 
 
 @dataclass(frozen=True)
@@ -95,15 +106,6 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a row's checkpoints are measured by, once it is trained: the words of `graticule evaluate`."""
-
-    metrics: tuple[str, ...]  # protocols
-    sizes: tuple[str, ...] = ()  # all that are trained, if none is given
-    checkpoints: str = "all"  # all that are kept, or newest
-
-
-@dataclass(frozen=True)
 class Table:
     """A table or figure of a paper."""
 
@@ -129,6 +131,19 @@ class Table:
     def columns(self, form: Form) -> tuple[Measure, ...]:
         """A form's measures."""
         return self.small_measures if form == "small" and self.small_measures else self.measures
+
+    def asked_of(self, row: Row, form: Form) -> Asked | None:
+        """What this row's checkpoints are measured by; None: nothing."""
+        asked = row.asked or self.asked.get(form)
+        return asked if asked and asked.metrics else None
+
+    def trains(self, form: Form) -> bool:
+        """False where all columns come from configurations: there is nothing to run."""
+        return any(m.of is None for m in self.columns(form))
+
+    def validates(self, form: Form) -> bool:
+        """Whether a column is measured on held-out images, so that rows without `data` need --validation."""
+        return any(m.metric.startswith("Validation/") for m in self.columns(form))
 
     def measure(self, key: str) -> Measure:
         """The column of that key."""

@@ -100,8 +100,8 @@ def test_field_has_an_effect_on_the_sbatch_file(field, tmp_path):
 
 
 def test_no_field_is_left_without_an_effect(tmp_path):
-    # name: see test_submit; executor: everywhere
-    assert set(Cluster.model_fields) == {*EFFECTS, "executor", "name", "max_num_timeout"}
+    # name: see test_submit; executor: everywhere; evaluate: see test_evaluate_job
+    assert set(Cluster.model_fields) == {*EFFECTS, "executor", "name", "max_num_timeout", "evaluate"}
     for executor in ("slurm", "local"):
         cluster = Cluster(executor=executor, timeout_min=9, max_num_timeout=7, signal_delay_s=5)
         made = executor_for(tmp_path / "jobs" / "001", cluster, 1, 2, "x", code=tmp_path)
@@ -179,6 +179,11 @@ def test_local_is_built_in_and_a_file_overrides_it(home):
         ("executor = 'slurm'", "timeout_min=None: a time limit in minutes is needed"),
         ("executor = 'slurm'\ntimeout_min = 'long'", "timeout_min='long': input should be a valid integer"),
         ("executor = 'pbs'", "executor='pbs': input should be 'local' or 'slurm'"),
+        ("executor = 'local'\n[evaluate]\nqos = 'x'", "evaluate: has no effect with executor = 'local'"),
+        (
+            "executor = 'slurm'\ntimeout_min = 5\n[evaluate]\nmem_gb = 3",
+            "evaluate.mem_gb is not a known key; known: additional_parameters, partition, qos",
+        ),
         ("executor = 'local'\nqos = 'x'", "qos='x': has no effect with executor = 'local'"),
         ("executor = 'local'\n[env]\n'A-B' = 'x'", "env: 'A-B' is not a name that a shell can export"),
         ("executor = ", "not valid TOML"),

@@ -19,6 +19,15 @@ def lab():
         pytest.skip("not inside the Slurm lab; run them with: make test-slurm")
 
 
+@pytest.fixture
+def lab_file(tmp_path) -> Path:
+    """The lab's cluster file, with room for several jobs on a node."""
+    path = tmp_path / "small-lab.toml"
+    text = (Path(__file__).resolve().parents[2] / "slurm" / "lab.toml").read_text()
+    path.write_text(text.replace("mem_gb = 3", "mem_gb = 1"))
+    return path
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """Real photographs at the largest size that the tiny recipe trains."""

@@ -149,11 +149,12 @@ class LabRun:
 
     def clear(self) -> None:
         """Leave no job behind."""
-        ids = [entry.job_id for entry in ledger.submissions(self.folder)]
+        places = (self.folder, self.folder / ledger.EVALUATION)
+        ids = [entry.job_id for place in places for entry in ledger.submissions(place)]
         if ids:
             subprocess.run(["scancel", *ids], check=False, stderr=subprocess.DEVNULL)
             deadline = time.monotonic() + 30
-            while ledger.live(self.folder) and time.monotonic() < deadline:
+            while any(ledger.live(place) for place in places) and time.monotonic() < deadline:
                 time.sleep(0.1)
 
 

@@ -1,5 +1,6 @@
 """Runs of a table in shares: real trainings in this process, and local jobs with a stand-in for training."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,10 +18,13 @@ from jobs.cluster import LOCAL, Cluster
 from jobs.status import run_status
 from pipeline import tables
 from pipeline.errors import UserError, WorkError
+from pipeline.evaluation import Question
 from pipeline.tables.measured import state_of
+from pipeline.tables.table import Asked
 from tests.tables.toy import BROKEN, TOY
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
+QUESTION = Question(metrics=("swd64",))
 
 
 class Writing(several.TrainSeveral):
@@ -37,6 +41,20 @@ class Writing(several.TrainSeveral):
         if said := (run / "enough").read_text():
             raise RuntimeError(said)
         tell(run, "done")
+        return "done"
+
+    def lacks(self) -> bool:
+        return not (Path(self.folder) / "measured").exists()
+
+    def measure(self, should_stop, world) -> str:
+        """Ends at once, or as `unmeasurable` beside it says."""
+        run = Path(self.folder)
+        if (run / "unmeasurable").exists():
+            if said := (run / "unmeasurable").read_text():
+                raise RuntimeError(said)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            return "stopped"
+        (run / "measured").touch()
         return "done"
 
 
@@ -185,6 +203,81 @@ def test_a_cluster_with_successors_and_a_silent_queue_are_refused(planned, monke
     monkeypatch.setattr(ledger, "queue", lambda: None)
     with pytest.raises(WorkError, match="squeue does not answer"):
         plan.todo()
+
+
+@pytest.fixture
+def asked(planned, monkeypatch):
+    """asked(n): the same, with a question that is answered by a file `measured`."""
+    monkeypatch.setattr(reproduce, "lacking", lambda folder, question: [] if (folder / "measured").exists() else ["x"])
+
+    def make(n: int) -> reproduce.Plan:
+        plan = planned(n)
+        return dataclasses.replace(plan, questions=dict.fromkeys(plan.unique(), QUESTION))
+
+    return make
+
+
+def test_what_is_trained_is_measured_and_what_fails_there_is_told_and_tried_once_more(asked, handlers, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plan = asked(3)
+    runs = plan.unique()
+    for run in runs:
+        (run / "enough").touch()
+    tell(runs[0], "done")
+    assert plan.todo() == runs, "trained is not yet measured"
+    (runs[1] / "unmeasurable").write_text("out of memory")
+    with pytest.raises(WorkError, match=r"1 of 3 runs failed: toy-1 \(RuntimeError: out of memory\)"):
+        Writing(runs, 1, 1, plan.questions)()
+    assert story(runs[0]) == ["done"], "not trained again"
+    assert story(runs[1]) == ["start", "done", "evaluation failed"]
+    assert story(runs[2]) == ["start", "done"]
+    assert [plan.states()[run] for run in runs] == ["done", "failed", "done"]
+    with pytest.raises(WorkError, match=r"1 of 3 runs failed: toy-1 \(evaluation: RuntimeError: out of memory\)"):
+        reproduce.wait(plan, lambda done, total: None)
+    assert plan.todo() == [runs[1]]
+    (runs[1] / "unmeasurable").unlink()
+    assert Writing(plan.todo(), 1, 1, plan.questions)() == "done"
+    assert story(runs[1])[1:] == ["done", "evaluation failed"], "only measured"
+    assert set(plan.states().values()) == {"done"}
+    assert Writing(runs, 1, 1)() == "done", "without a question nothing is asked"
+
+
+def test_a_stop_while_it_measures_leaves_the_rest_to_the_next_life(asked, handlers, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plan = asked(2)
+    first, second = plan.unique()
+    (first / "enough").touch()
+    (first / "unmeasurable").touch()
+    assert Writing([first, second], 1, 1, plan.questions)() == "stopped"
+    assert (story(first), story(second)) == (["start", "done"], [])
+
+
+def test_a_rank_that_alone_heard_of_a_stop_meets_the_others_in_the_next_training(asked, handlers, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(several, "join", lambda nodes, gpus: several.World(1, 2, 1, 2, "torchrun"))
+    plan = asked(2)
+    first, second = plan.unique()
+    (first / "enough").touch()
+    (first / "unmeasurable").touch()
+    assert Writing([first, second], 1, 2, plan.questions)() == "stopped"
+    assert story(second) == ["start", "preempt"]
+
+
+def test_a_detector_that_is_not_there_is_refused_before_anything_is_made(toy, graticule, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRATICULE_DETECTORS", str(tmp_path))
+    asked = {"small": Asked(metrics=("swd64", "fid50k_full"))}
+    monkeypatch.setitem(tables.TABLES, toy.name, dataclasses.replace(toy, asked=asked))
+    code, _, err = graticule("reproduce", toy.name)
+    assert code == 2
+    assert "detector='inception'" in err
+    assert not list(tmp_path.iterdir())
+    assert reproduce.questions_of(toy, "small") == {}
+    asked = {"small": Asked(metrics=("swd64",), sizes=("32",))}
+    questions = reproduce.questions_of(dataclasses.replace(toy, asked=asked), "small")
+    assert set(questions) == {"narrow", "wide"}
+    question = questions["wide"]
+    assert (question.metrics, question.sizes, question.checkpoints) == (("swd64",), ("32",), "all")
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # the command does not wait for it
