@@ -128,3 +128,6 @@ def _tell(planned: "Plan") -> None:
     states = list(planned.states().values())
     told = [f"{n} {state}" for state in ("done", "failed", "at work", "left") if (n := states.count(state))]
     print(f"{planned.table.name}, {planned.form}: {len(states)} runs: {', '.join(told)}")
+    made = {name for name, _ in planned.folders}
+    if left_out := [row.name for row in planned.table.rows(planned.form) if row.name not in made]:
+        print(f"left out, as their sets are not given: {', '.join(left_out)}")

@@ -81,7 +81,7 @@ TABLE1 = Table(
     notes=(
         LONG_NOTE,
         "The two satellite sets are trained on random crops, and nothing says which crops FID was taken against: it "
-        "is not asked for. With a set of crops of 256 px at hand, `graticule evaluate RUN --data CROPS --metrics "
+        "is not asked for. With a set of crops of 256 px at hand, `graticule evaluate RUN --data CROPS --metric "
         f"{FID}` fills the row of buildings, and {FID_FULL} that of landscapes, of which there are but 2,608.",
         SMALL_NOTE,
     ),

@@ -78,7 +78,9 @@ def _draw(table: Table, results: Results, out: Path) -> dict[Label, list[Picture
                 if plots.is_evaluated(m, results):
                     todo.append((plots.by_row, m.metric, f"{m.metric} by row, each seed and their mean"))
                 else:
-                    todo.append((plots.curves, m.title, f"{m.title}, each run while training"))
+                    shared = sum(one.metric == m.metric for one in results.measures) > 1
+                    title = m.metric if shared else m.title
+                    todo.append((plots.curves, title, f"{title}, each run while training"))
             for how, title, caption in todo:
                 words = [re.sub(r"[^\w.-]+", "_", word) for word in (how.__name__, str(name), title) if word]
                 path = out / f"plot-{'-'.join(words)}.png"

@@ -1,5 +1,5 @@
 """Reports of what evaluation found. Its records are written by hand, as no test can train until a FID means something:
-one of 25 million images with precision and recall beside it takes days. The last test trains and samples for real.
+one of 25 million images with precision and recall beside it takes days. The last test trains and measures for real.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs import reproduce
 from pipeline.cost import parameters
+from pipeline.evaluation import Question, evaluate
 from pipeline.plan import RunConfig, run_name
 from pipeline.run import train_folder
 from pipeline.tables import book, sheets
@@ -162,6 +163,7 @@ def test_numbers_on_other_data_or_by_another_filter_are_not_averaged_nor_ranked(
     fill("wide", 0, {8: 3.0, 16: 4.0}, of={8: {"filter": "box"}})
     text = report(tmp_path)
     assert cells(text, "narrow")["FID, 20"] == cells(text, "wide")["FID, 20"] == ""
+    assert cells(text, "wide")["precision, %"] == "", "of the best of what cannot be ranked"
     told = "left empty, as its numbers were not taken alike: 64 fakes against 64; data set d1, filter lanczos; or 64"
     assert f"`narrow`, FID, 20: {told} fakes against 64; data set d2, filter lanczos" in text
     assert "`wide`, FID, 20: left empty" in text
@@ -232,12 +234,22 @@ def test_columns_of_the_configuration_need_no_run(tmp_path):
     assert "runs" not in text
 
 
-def test_the_sheet_has_the_pixels_of_each_rows_newest_samples(photos, tmp_path):
+def test_a_run_that_was_trained_and_measured_has_its_number_and_its_samples_pixels(photos, tmp_path):
     (tmp_path / "photos-32").symlink_to(photos(32))
-    plan = reproduce.plan(TOY, "small", tmp_path / "runs", seeds=[0], root=tmp_path)
+    spectra = Measure("Metrics/spectra64/8px", "spectra, dB", "lower")
+    asked = {"small": Asked(("spectra64",), ("8",), "newest")}
+    table = dataclasses.replace(TOY, measures=(spectra,), comparisons=(), asked=asked)
+    plan = reproduce.plan(table, "small", tmp_path / "runs", seeds=[0], root=tmp_path)
     trained = plan.folders["narrow", 0]
     assert train_folder(trained, should_stop=lambda: False) == "done"
-    text = write_report(TOY, "small", tmp_path / "runs", tmp_path / "out")
+    words = (table, "small", tmp_path / "runs", tmp_path / "out")
+    assert f"`narrow`, seed 0: trained, not evaluated: lacking {spectra.metric}" in write_report(*words)
+    question = Question(metrics=("spectra64",), sizes=("8",), references=str(tmp_path / "references"))
+    assert evaluate(trained, question) == "done"
+    text = write_report(*words)
+    (record,) = [r for r in jsonl.read(trained / jsonl.METRICS) if "of" in r]
+    assert cells(text, "narrow")["spectra, dB"] == f"{record['metrics'][spectra.metric]:.3g}"
+    assert f"- spectra, dB (narrow): {record['of']['says'].rstrip('.')}; data set {record['of']['data']}" in text
     newest = sorted((trained / "samples").glob("*.png"))[-1]
     assert "![The first 8 fixed latents" in text
     grid, sheet = (np.asarray(Image.open(p).convert("RGB")) for p in (newest, tmp_path / "out" / "sheet.png"))

@@ -130,6 +130,32 @@ def test_a_run_that_fails_does_not_stop_the_others_of_its_share(toy, photos, tmp
         reproduce.wait(again, lambda done, total: None)
 
 
+def test_rows_take_the_set_that_they_name_and_those_without_one_are_left_out(toy, photos, tmp_path):
+    rows = [dataclasses.replace(row, data=None, set=row.name) for row in toy.rows("small")]
+    table = dataclasses.replace(toy, rows=lambda form: rows)
+    given = [f"wide={photos(32)}"]
+    reproduce.check_given(table, "small", given, [])
+    plan = reproduce.plan(table, "small", tmp_path / "runs", seeds=[0], data=given, root=tmp_path)
+    assert set(plan.folders) == {("wide", 0)}
+    with pytest.raises(UserError, match="needs --data DIR"):
+        reproduce.check_given(table, "small", [], [])
+    with pytest.raises(UserError, match="does not say which set it is"):
+        reproduce.check_given(table, "small", ["/d"], [])
+    with pytest.raises(UserError, match="measures nothing on held-out images; leave --validation out"):
+        reproduce.check_given(table, "small", given, [tmp_path])
+    with pytest.raises(UserError, match=r"needs --validation DIR: photographs with depth"):
+        reproduce.check_given(tables.find("geopos.depth"), "full", ["/d"], [])
+    with pytest.raises(UserError, match=r"nothing to train: `graticule report cips\.table4`"):
+        reproduce.check_given(tables.find("cips.table4"), "full", [], [])
+
+
+def test_rows_are_asked_what_is_their_own():
+    rows = {row.name: row for row in tables.find("mspie.table5").rows("small")}
+    questions = reproduce.questions_of(tables.find("mspie.table5"), "small")
+    assert questions.keys() == rows.keys()
+    assert {name: questions[name].sizes for name in "abc"} == {"a": ("32",), "b": ("64", "32of64"), "c": ("64", "32")}
+
+
 def test_a_share_that_is_asked_to_stop_leaves_its_runs_where_they_are(planned, handlers):
     first, second = planned(2).unique()
     job = Writing([first, second], 1, 1)
