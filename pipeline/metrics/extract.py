@@ -12,8 +12,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from pipeline.errors import WorkError
 from pipeline.metrics.detectors import load_detector
-from pipeline.metrics.features import check_finite
 from pipeline.metrics.protocols import Protocol
 from pipeline.metrics.sliced import SlicedConfig, patches
 from pipeline.metrics.spectra import SpectraConfig, profiles
@@ -35,10 +35,25 @@ class Extractor:
     key: dict[str, str | int]
     make: Callable[[Tensor, Sequence[int]], dict[str, Tensor]]
 
-    def __call__(self, img: UInt8[Tensor, "n 3 h w"], numbers: Sequence[int]) -> dict[str, Tensor]:
-        """`numbers`: of the images in their set, from 0; one each. WorkError names the first with a nan feature."""
+    def __call__(
+        self,
+        img: UInt8[Tensor, "n 3 h w"],
+        numbers: Sequence[int],
+        called: Callable[[int], str] = lambda number: f"image {number}",
+    ) -> dict[str, Tensor]:
+        """`numbers`: of the images in their set, from 0; one each. WorkError names the first image with a feature that
+        is nan or infinite, by what it is `called`: now, not after hours, and so that no store keeps it."""
         assert len(img) == len(numbers), (len(img), len(numbers))
-        return self.make(img, numbers)
+        made = self.make(img, numbers)
+        for name, rows in made.items():
+            bad = ~rows.flatten(1).isfinite().all(dim=1)
+            if bad.any():
+                which = called(int(numbers[int(bad.nonzero()[0])]))
+                raise WorkError(
+                    f"{which}: {self.label} makes {name} of it that are not finite ({int(bad.sum())} of these "
+                    f"{len(bad)} images); look at it, and at the precision that the detector runs in"
+                )
+        return made
 
 
 def extractor_of(protocol: Protocol, size_px: int, device: str = "cpu", batch: int = 16) -> Extractor:
@@ -65,12 +80,7 @@ def _features(name: str, device: str, batch: int) -> Extractor:
     detector = load_detector(name, device=device, batch=batch)
 
     def make(img: Tensor, numbers: Sequence[int]) -> dict[str, Tensor]:
-        rows = detector(img)
-        bad = ~rows.isfinite().all(dim=1)
-        if bad.any():  # now, not after hours, and so that no store keeps it
-            first = int(bad.nonzero()[0])
-            check_finite(rows[first:], f"{detector.label}:", int(numbers[first]))
-        return {FEATURES: rows}
+        return {FEATURES: detector(img)}
 
     options = detector.options.model_dump_json()
     return Extractor(detector.label, {"of": FEATURES, "sha256": detector.sha256, "options": options}, make)
@@ -83,10 +93,8 @@ def _patches(config: SlicedConfig, size_px: int, device: str) -> Extractor:
         made = patches(img.to(torch.device(device)), numbers, config, SEED)
         return {f"{LEVEL}{side}": rows for side, rows in made.items()}
 
-    key: dict[str, str | int] = {"of": "patches", "seed": SEED, **config.model_dump(exclude={"images"})}
-    for name in ("repeats", "directions"):  # come after them
-        key.pop(name)
-    return Extractor("swd", key, make)
+    later = {"images", "repeats", "directions"}  # do not change the patches of an image
+    return Extractor("swd", {"of": "patches", "seed": SEED, **config.model_dump(exclude=later)}, make)
 
 
 def _profiles(config: SpectraConfig, device: str) -> Extractor:

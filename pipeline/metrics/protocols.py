@@ -65,7 +65,7 @@ class Protocol:
     fake: int
     real: int | None  # None: all images of the set
     stored_order: bool  # the first `real` ones as they are stored; else a keyed draw without replacement
-    mirror: bool  # each real image and its mirror image
+    mirror: bool  # all real images and their mirror images
     variant: str  # of the function of that kind
     k: int  # neighbours; 0 where none are looked for
     detector: str  # as `detectors.find` takes it; "" for swd and spectra
@@ -125,6 +125,8 @@ def _protocol(name: str, where: str) -> Protocol:
         raise UserError(f"{where}: write {_FORMS[kind]}")
     if paired == bool(found["real"]) or (paired and found["mirror"]):
         raise UserError(f"{where}: write {_FORMS[kind]}")
+    if found["mirror"] and found["real"] != "full":
+        raise UserError(f"{where}: the mirror images of some are not defined; write {kind}..._full_mirror")
     if parity not in PARITIES[kind]:
         raise UserError(f"{where}: {_refusal(kind, parity, name)}")
     fake, k = _number(kind, found["fake"]), int(found["k"] or 0)

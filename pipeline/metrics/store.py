@@ -5,7 +5,10 @@ its part goes on with what others lack. So ranks share the work without talking 
 most the block it was at, and the files are the same for any number of ranks. Knows nothing of detectors or metrics.
 """
 
+import json
 import os
+import secrets
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -46,7 +49,9 @@ class Store:
         temp = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temp)
+            rows = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            sums = {name: _crc32(rows[name]) for name in sorted(rows)}
+            save_file(rows, temp, metadata={"crc32": json.dumps(sums)})
             with temp.open("rb") as f:
                 os.fsync(f.fileno())
             os.replace(temp, path)
@@ -60,8 +65,12 @@ class Store:
         path = self.folder / _name(block)
         try:
             with safe_open(path, "pt") as f:
-                return {name: f.get_tensor(name) for name in ([only] if only else f.keys())}
-        except (OSError, SafetensorError) as e:
+                rows = {name: f.get_tensor(name) for name in ([only] if only else f.keys())}
+                sums = json.loads((f.metadata() or {}).get("crc32", "{}"))
+            if any(sums.get(name) != _crc32(tensor) for name, tensor in rows.items()):
+                raise OSError("its checksum is another")
+            return rows
+        except (OSError, ValueError, SafetensorError) as e:
             raise WorkError(f"{path}: cannot be read ({e}); delete it and run the command again") from e
 
     def batches(self, name: str, n: int | None = None) -> Iterator[Tensor]:
@@ -94,10 +103,11 @@ def fill(
     """Make the blocks of the first n images that are not there, until none is missing; False if stopped before.
 
     Each worker begins at a place of its own and takes what is missing from there on, round and round: so all end when
-    everything is there, whoever died on the way. Two may make a block twice, near the end; it is the same.
+    everything is there, whoever died on the way. Two may make a block twice; it is the same. From then on the later one
+    of them draws its blocks: else two that met, such as two jobs that began at once, would make all the rest twice.
     `told(done, total)` in images.
     """
-    blocks = store.blocks(n)
+    blocks, met = store.blocks(n), False
     start = worker * len(blocks) // max(workers, 1)
     total = sum(map(len, blocks))
     while missing := store.missing(n):
@@ -105,11 +115,21 @@ def fill(
         if stop():
             return False
         gone = {block.start for block in missing}
-        block = next(b for b in (*blocks[start:], *blocks[:start]) if b.start in gone)
-        store.put(block, make(block))
-        start = (blocks.index(block) + 1) % len(blocks)
+        ahead = next(b for b in (*blocks[start:], *blocks[:start]) if b.start in gone)
+        block = secrets.choice(missing) if met else ahead
+        tensors = make(block)
+        if block in store.missing(n):
+            store.put(block, tensors)
+            start = (blocks.index(block) + 1) % len(blocks)
+        else:
+            met = True
     told(total, total)
     return True
+
+
+def _crc32(tensor: Tensor) -> int:
+    """Of its bytes: safetensors has no checksum, and a flipped bit would become a number."""
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def _name(block: range) -> str:

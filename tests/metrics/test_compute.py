@@ -106,9 +106,9 @@ def features(tiny: Path, sets: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_fid_is_that_of_all_features_in_the_variant_of_the_name(stores, features, parity, variant) -> None:
     for text, n_real, n_fake in ((f"fid510_full{parity}", N_REAL, N_FAKE), (f"fid300_400{parity}", 400, 300)):
         found = compute(parse(text), stores["real"], n_real, stores["fake"])
-        moments_of = [moments([features["real"][:n_real]]), moments([features["fake"][:n_fake]])]
-        assert found.values == {"": fid(*moments_of, variant).distance}
-        assert found.values != {"": fid(*moments_of, "nvlabs" if variant == "unbiased" else "unbiased").distance} or (
+        real, fake = moments([features["real"][:n_real]]), moments([features["fake"][:n_fake]])
+        assert found.values == {"": fid(real, fake, variant).distance}
+        assert found.values != {"": fid(real, fake, "nvlabs" if variant == "unbiased" else "unbiased").distance} or (
             variant == "mseitzer"
         )
         assert found.notes == ()
@@ -171,8 +171,8 @@ def test_spectra_are_those_of_whole_sets(tmp_path, sets, parity, profile) -> Non
     protocol = parse(f"spectra260{parity}")
     stores = [filled(tmp_path / of, img[:280], {"": extractor_of(protocol, SIDE)}, 9) for of, img in sets.items()]
     config = SpectraConfig(images=260, profile=profile)
-    rows = [profiles(img[:260], config) for img in sets.values()]
-    assert compute(protocol, stores[0], 280, stores[1]).values == {"": spectra_distance(*rows, config)}
+    real, fake = (profiles(img[:260], config) for img in sets.values())
+    assert compute(protocol, stores[0], 280, stores[1]).values == {"": spectra_distance(real, fake, config)}
 
 
 def test_images_may_be_handed_over_in_any_batches(tmp_path, tiny, sets) -> None:
@@ -233,6 +233,19 @@ def test_the_label_of_a_detector_that_is_not_recognised_carries_its_hash(tiny, t
         extractor_of(own, SIDE)
 
 
+def test_one_file_that_is_fed_in_two_ways_makes_two_extractors(tmp_path, monkeypatch) -> None:
+    path = script(Tiny().eval(), tmp_path / "pt_inception-2015-12-05-6726825d.pth")
+    monkeypatch.setenv("GRATICULE_DETECTORS", str(tmp_path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in ("inception_mseitzer", "inception_fidelity"):
+        monkeypatch.setitem(KNOWN, name, dataclasses.replace(KNOWN[name], sha256=digest, dim=6))
+    names = ("fid64_full_mseitzer", "fid64_full_mmgeneration", "fid64_full_fidelity")
+    mseitzer, mmgeneration, fidelity = (extractor_of(parse(name), SIDE) for name in names)
+    assert mseitzer.key == mmgeneration.key != fidelity.key
+    img = images(2, 0)
+    assert not torch.equal(mseitzer(img, range(2))["features"], fidelity(img, range(2))["features"])
+
+
 def test_a_size_without_levels_is_refused_before_anything_is_made() -> None:
     with pytest.raises(UserError, match="pictures of 48x48 px; it takes squares of 16, 32, 64, 128"):
         extractor_of(parse("swd16k"), 48)
@@ -241,8 +254,12 @@ def test_a_size_without_levels_is_refused_before_anything_is_made() -> None:
 def test_the_first_image_with_a_nan_feature_is_named_when_it_is_made(tiny, sets) -> None:
     img = sets["fake"][250:300].clone()
     img[[7, 30]] = 255
-    with pytest.raises(WorkError, match=r"tiny-\w{8}: image 257: feature 0 of 6 is nan"):
-        extractor_of(parse(f"fid64_full.{tiny}"), SIDE)(img, range(250, 300))
+    extractor = extractor_of(parse(f"fid64_full.{tiny}"), SIDE)
+    said = r"257: tiny-\w{8} makes features of it that are not finite \(2 of these 50 images\)"
+    with pytest.raises(WorkError, match=f"^image {said}"):
+        extractor(img, range(250, 300))
+    with pytest.raises(WorkError, match=f"^fake {said}"):
+        extractor(img, range(250, 300), lambda number: f"fake {number}")
 
 
 @pytest.mark.parametrize("text", ["fid510_full", "kid510_full", "pr510n3_full", "dc510n5_full"])

@@ -58,3 +58,16 @@ def test_a_damaged_block_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(WorkError, match=r"00000000-00000009\.safetensors: cannot be read"):
         store.rows("x")
+
+
+def test_two_that_met_part_again(tmp_path: Path) -> None:
+    """A peer that is always ahead by a moment: without parting, the blocks would come in their order."""
+    store, made = Store(tmp_path, 20 * BLOCK), []
+
+    def make(block: range) -> dict[str, torch.Tensor]:
+        made.append(block.start // BLOCK)
+        store.put(block, _make(block))
+        return _make(block)
+
+    assert fill(store, make)
+    assert sorted(made) == list(range(20)) != made
