@@ -8,7 +8,7 @@ LAB := $(or $(TMPDIR),/tmp)/graticule-lab
 IN_LAB = slurm/lab.sh run $(abspath $(BIN))/python -m pytest -m slurm
 FFCV_PACKAGES := libopencv-dev libturbojpeg0-dev pkg-config g++
 
-.PHONY: setup demo test lint test-slurm test-ffcv test-gpu clean
+.PHONY: setup demo test lint test-slurm test-ffcv test-gpu test-browser clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ docs/demo.png: setup
 docs/cips.png: setup
 	$(BIN)/graticule demo --method cips
 	mkdir -p docs && cp demo/cips.png $@
+
+# The picture of docs/comparing.md. Needs Chromium: apt-get install --no-install-recommends chromium fonts-dejavu-core
+docs/mlflow_compare.png: setup
+	$(BIN)/python -m tests.browser.compare $@
 
 test: setup
 	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slurm and not gpu"
@@ -63,6 +67,10 @@ $(VENV_FFCV)/.installed: pyproject.toml constraints.txt
 
 test-gpu: setup
 	GRATICULE_TEST_GPU=1 $(BIN)/python -m pytest -m gpu
+
+# The pages of MLflow as a browser shows them; needs Chromium, as above.
+test-browser: setup
+	GRATICULE_TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
 clean:
 	rm -rf $(VENV) $(VENV_FFCV) .pytest_cache .ruff_cache build *.egg-info

@@ -114,8 +114,18 @@ def place_of(folder: Path, weights: Weights, question: Question) -> Path:
 def data_of(folder: Path, question: Question) -> str:
     """The dataset_id that fakes are compared with."""
     if question.data:
+        check_local(question.data)
         return load_manifest(Path(question.data), full=False).dataset_id
     return json.loads((folder / "config.json").read_bytes())["data"]["dataset_id"]
+
+
+def check_local(data: str) -> None:
+    """UserError for a set behind a URL."""
+    if "://" in data:
+        raise UserError(
+            f"data={data.partition('?')[0]!r} is a URL: its images come in no fixed order; copy the set and give its "
+            "folder with --data"
+        )
 
 
 def mark_of(place: Path) -> Path:

@@ -12,11 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.feed import is_url
 from pipeline.data.filters import find_filter
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import UserError
-from pipeline.evaluation.ledger import Weights, chosen, is_model
+from pipeline.evaluation.ledger import Weights, check_local, chosen, is_model
 from pipeline.evaluation.question import Question, Size, parse_size
 from pipeline.metrics.extract import Extractor, extractor_of
 from pipeline.metrics.protocols import Protocol, metric_name, parse
@@ -123,11 +122,7 @@ class _Planner:
                     "compare with"
                 )
             given = sets[0]
-        if is_url(given):
-            raise UserError(
-                f"data={given.partition('?')[0]!r} is a URL: its images come in no fixed order; copy the set and give "
-                "its folder with --data"
-            )
+        check_local(given)
         return Path(given)
 
     def _sizes_of(self, one: Weights) -> tuple[Size, ...]:

@@ -70,6 +70,11 @@ def history(folder: Path) -> History:
     return found
 
 
+def began_ms(folder: Path) -> int | None:
+    """When the first attempt started, in unix ms; None before."""
+    return next((int(event["time"] * 1000) for event, _ in jsonl.tail(folder / jsonl.EVENTS, 0)), None)
+
+
 def params(folder: Path) -> dict[str, str]:
     """`family.G.channels` -> text, for every leaf of config.json; lists stay whole."""
     return dict(_flat(json.loads((folder / "config.json").read_text())))

@@ -1,8 +1,9 @@
 """A paper's table in MLflow: one parent run, and below it the runs of its rows, named for the compare view.
 
-Of each run: its labels as the params `row.<label>`, its measured cells as the metrics `Table/<column>`; these are what
-the compare view's parallel coordinates are drawn over. The parent holds the report. The same call again adds what is
-new and changes nothing else. MLflow deletes no metric: the newest value of a cell counts.
+Of each run: its labels as the params `Row.1 <label>`, `Row.2 <label>` .., its measured cells as the metrics
+`Cell/<column>`. The compare view draws parallel coordinates over the first three params that differ and the first
+metric that all have, in the order of their bytes: so these come first. The parent holds the report. The same call again
+adds what is new and changes nothing else. MLflow deletes no metric: the newest value of a cell counts.
 Deliberately knows nothing of how a table is measured and printed.
 """
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 TABLE_TAG, FORM_TAG, REPORT_TAG = "graticule.table", "graticule.form", "graticule.report"
 PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"  # MLflow's own
-PARAM, METRIC = "row.", "Table/"
+PARAM, METRIC = "Row", "Cell"
 REPORT = ("report.md", "report.html", "*.png")  # files that are kept with the parent
 MAX_NOTE = 7900  # characters; MLflow takes 8000 in a tag
 
@@ -60,9 +61,9 @@ def publish_table(
 
 
 def metric_name(column: str) -> str:
-    """`FID 512 px (25 M)` -> `Table/FID 512 px - 25 M`: MLflow allows neither brackets nor percent signs."""
+    """`FID 512 px (25 M)` -> `Cell/FID 512 px - 25 M`: MLflow allows neither brackets nor percent signs."""
     text = re.sub(r"\s*\(([^()]*)\)", r" - \1", column.replace("%", "percent"))
-    return allowed(METRIC + text.strip())
+    return allowed(f"{METRIC}/{text.strip()}")
 
 
 def _parent(client: "MlflowClient", runs: Path, table_name: str, form: str) -> str:
@@ -86,7 +87,7 @@ def _child(
     new = {name: value for name, value in shown.items() if not _equal(data.metrics.get(name), value)}
     metrics = [Metric(name, value, now_ms, 0) for name, value in new.items()]
     tags = [] if PARENT_TAG in data.tags else [RunTag(PARENT_TAG, parent)]
-    params = {allowed(PARAM + label): str(value) for label, value in labels.items()}
+    params = {allowed(f"{PARAM}.{i} {label}"): str(value) for i, (label, value) in enumerate(labels.items(), 1)}
     if data.tags.get(PARENT_TAG, parent) != parent:
         params = {}  # another table's, whose labels cannot be changed
     missing = [Param(name, text) for name, text in params.items() if name not in data.params]

@@ -134,7 +134,8 @@ class Upload:
             where, order = f"tags.`{description.RUN_TAG}` = '{name}'", ["attributes.start_time ASC"]
             found = client.search_runs([experiment], where, max_results=1, order_by=order)
             if not found:
-                found = [client.create_run(experiment, run_name=name, tags={description.RUN_TAG: name})]
+                began_ms = description.began_ms(self.folder)
+                found = [client.create_run(experiment, began_ms, {description.RUN_TAG: name}, run_name=name)]
             run_id = found[0].info.run_id
         cursor = Cursor(store, run_id)
         cursor.save(self.folder)

@@ -102,12 +102,14 @@ def test_a_finished_run_that_goes_on_is_running_again(folder):
 
 def test_sync_finishes_a_run_whose_training_is_done(folder):
     write(folder, [1])
+    began = jsonl.read(folder / jsonl.EVENTS)[0]["time"]
     sync(folder)
     assert only_run(folder)[1].info.status == "RUNNING"
     event(folder, "done", nimg=1)
     event(folder, "tracking back", nimg=1)
     sync(folder)
-    assert only_run(folder)[1].info.status == "FINISHED"
+    info = only_run(folder)[1].info
+    assert (info.status, info.start_time) == ("FINISHED", int(began * 1000))
     assert [e["records"] for e in jsonl.read(folder / jsonl.EVENTS) if e["event"] == "sync"] == [1]
 
 

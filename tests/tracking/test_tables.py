@@ -45,20 +45,20 @@ def test_a_table_is_one_parent_whose_children_are_its_rows_however_often_it_is_p
     assert len(client.get_metric_history(before.info.run_id, metric_name(FID))) == 1
     publish_table(*words, {a: {FID: 7.5}, b: {FID: float("nan")}}, title="MS-PIE", report=out)
     publish_table(*words, {a: {FID: 7.25}, b: {FID: float("nan")}}, title="MS-PIE", report=out)
-    assert run_of(a).data.metrics["Table/FID 512 px - 25 M"] == 7.25
-    assert run_of(a).data.metrics["Table/P - percent"] == 40.0
+    assert run_of(a).data.metrics["Cell/FID 512 px - 25 M"] == 7.25
+    assert run_of(a).data.metrics["Cell/P - percent"] == 40.0
     assert run_of(a).data.metrics["Loss/G/adv"] == 1000.0
     assert len(client.get_metric_history(run_of(b).info.run_id, metric_name(FID))) == 1
     for folder, padding in ((a, "none"), (b, "zero")):
         data = run_of(folder).data
         assert data.tags["mlflow.parentRunId"] == parent
-        assert (data.params["row.padding"], data.params["row.seed"]) == (padding, "0")
+        assert (data.params["Row.1 padding"], data.params["Row.2 seed"]) == (padding, "0")
     above = client.get_run(parent)
     assert above.info.status == "FINISHED"
     assert above.data.tags["mlflow.note.content"].startswith("**mspie.table5, small form**: MS-PIE\n\n| row | FID |")
     assert above.data.tags["mlflow.note.content"].endswith("(cut; whole in the artifact report.md)")
     assert {f.path for f in client.list_artifacts(parent)} == {"report.md", "report.html", "plot-x.png"}
-    where = f"tags.`mlflow.parentRunId` = '{parent}' AND metrics.`Table/FID 512 px - 25 M` < 8"
+    where = f"tags.`mlflow.parentRunId` = '{parent}' AND metrics.`Cell/FID 512 px - 25 M` < 8"
     assert [r.info.run_name for r in client.search_runs([above.info.experiment_id], where)] == ["mspie-a"]
 
 
@@ -70,8 +70,8 @@ def test_a_run_of_several_tables_stays_below_the_first_and_has_the_cells_of_all(
     assert len({first, other, full}) == 3
     data = run_of(a).data
     assert data.tags["mlflow.parentRunId"] == first
-    assert {k: v for k, v in data.params.items() if k.startswith("row.")} == {"row.padding": "none"}
-    assert (data.metrics["Table/FID 512 px - 25 M"], data.metrics["Table/P"]) == (7.5, 0.5)
+    assert {k: v for k, v in data.params.items() if k.startswith("Row.")} == {"Row.1 padding": "none"}
+    assert (data.metrics["Cell/FID 512 px - 25 M"], data.metrics["Cell/P"]) == (7.5, 0.5)
 
 
 def test_without_the_store_it_is_an_error_in_one_line(runs, monkeypatch):

@@ -1,7 +1,7 @@
 """Evaluation against itself: any number of workers, any batch, kills and stops give the same numbers.
 
-One tiny run of MS-PIE (three sizes, three checkpoints) and a detector of a few weights serve all tests; what they
-write goes to copies of the run's folder. Reference statistics are made once.
+One tiny run of MS-PIE (three sizes, three checkpoints) and a detector of a few weights serve all tests, which write
+into copies of its folder. Others look at generators that were never trained.
 """
 
 import json
@@ -9,75 +9,27 @@ import os
 import shutil
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from pipeline.config import override
 from pipeline.errors import UserError, WorkError
 from pipeline.evaluation import Question, check, evaluate, lacking, numbers_of
 from pipeline.evaluation.fakes import SEEDS, Fakes
 from pipeline.evaluation.ledger import FOLDER, chosen, measured, place_of
+from pipeline.evaluation.plan import plan
 from pipeline.evaluation.question import Size
+from pipeline.recipes import find
 from pipeline.synthesis.sample import generate, load_generator
 from pipeline.tracking import jsonl
 from pipeline.training import checkpoint
-from tests.runs import MSPIE, Runner
+from tests.evaluation.conftest import FID
+from tests.runs import CIPS
 
-FID, PR, SWD, SPECTRA = "fid300_300.tiny", "pr300n3_300.tiny", "swd20", "spectra20"
-
-
-class Tiny(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.out = torch.nn.Conv2d(3, 8, 3, 2), torch.nn.Linear(8, 6)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.relu(self.conv(x)).mean((2, 3)))
-
-
-@pytest.fixture(scope="module")
-def detectors(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("detectors")
-    torch.manual_seed(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of TorchScript
-        torch.jit.script(Tiny()).save(str(folder / "tiny.pt"))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _quick(detectors, monkeypatch, unchecked):
-    monkeypatch.setenv("GRATICULE_DETECTORS", str(detectors))
-
-
-@pytest.fixture(scope="module")
-def trained(photos, tmp_path_factory):
-    """The folder of a run with checkpoints at 24, 48 and 72 images, of 16, 24 and 32 px."""
-    run = Runner(photos(32), tmp_path_factory.mktemp("runs"), MSPIE)
-    few = ["family.G.num_upblocks=2", "family.D.resolution_px=16", "data.size_px=32", "total_kimg=0.072"]
-    return run.train_here(*few, "exec.checkpoint_kimg=0.024", "exec.keep=5")
-
-
-@pytest.fixture(scope="module")
-def references(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("references"))
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    return Path(shutil.copytree(trained, tmp_path / trained.name))
-
-
-@pytest.fixture
-def ask(references):
-    """A question; of FID at 16 px if nothing else is said."""
-
-    def get(*metrics: str, **words) -> Question:
-        return Question(metrics=metrics or (FID,), references=references, **{"sizes": ("16",), **words})
-
-    return get
+PR, SWD, SPECTRA = "pr300n3_300.tiny", "swd20", "spectra20"
 
 
 def values_of(folder: Path) -> dict[tuple[int, str], dict[str, float]]:
@@ -100,11 +52,11 @@ def forked(workers: int, folder: Path, question: Question) -> list[int]:
 
 
 def test_one_two_and_four_workers_give_the_same_numbers_to_the_bit(run, tmp_path, ask):
-    question = ask(FID, PR, SWD, SPECTRA, sizes=("16", "16of24"), checkpoints="0.048,0.072")
+    question = ask(FID, PR, SWD, SPECTRA, sizes=("16of24",), checkpoints="0.048,0.072")
     others = [Path(shutil.copytree(run, tmp_path / str(workers))) for workers in (2, 4)]
     assert evaluate(run, question) == "done"
     alone = values_of(run)
-    assert len(alone) == 2 * 2 * 4
+    assert len(alone) == 2 * 4
     for other in others:
         workers = int(other.name)
         with_own_references = question.replace(references=str(tmp_path / f"references{workers}"))
@@ -114,13 +66,11 @@ def test_one_two_and_four_workers_give_the_same_numbers_to_the_bit(run, tmp_path
 
 
 def test_the_batch_is_no_part_of_a_number(run, tmp_path, ask):
-    for batch in (16, 7):
-        folder = Path(shutil.copytree(run, tmp_path / str(batch)))
-        evaluate(folder, ask(batch=batch))
-        found = values_of(folder)
-        first = found if batch == 16 else first
-        for key, values in found.items():
-            assert values == pytest.approx(first[key], rel=1e-6)
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    evaluate(run, ask(batch=16))
+    evaluate(other, ask(batch=7))
+    (first,), (second,) = values_of(run).values(), values_of(other).values()
+    assert second == pytest.approx(first, rel=1e-6)
 
 
 def test_fakes_are_those_that_sampling_makes(run):
@@ -181,18 +131,19 @@ def test_what_is_measured_is_not_measured_again_and_said_so(run, ask):
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"filter": "box"}, {"data": "other"}])
-def test_another_seed_filter_or_set_is_another_number(run, photos, tmp_path, ask, change):
-    evaluate(run, ask())
-    first = values_of(run)
+def test_another_seed_filter_or_set_is_another_number(run, photos, ask, change):
+    """Of fakes that are reduced: a filter counts."""
     if "data" in change:
-        change = {"data": str(photos(64))}  # which other tests use as well
-    question = ask(**change)
-    assert lacking(run, question)
+        change = {"data": str(photos(16))}
+    question, other_question = ask(SPECTRA, sizes=("16of24",)), ask(SPECTRA, sizes=("16of24",), **change)
     evaluate(run, question)
-    assert lacking(run, question) == []
+    first = values_of(run)
+    assert lacking(run, other_question)
+    evaluate(run, other_question)
+    assert lacking(run, other_question) == []
     assert values_of(run).keys() == first.keys()
     assert values_of(run) != first
-    assert lacking(run, ask())  # what stands there now is another answer
+    assert lacking(run, question)  # what stands there now answers another
 
 
 def test_a_record_says_how_its_number_was_taken(run, ask):
@@ -259,6 +210,66 @@ def test_two_evaluations_of_one_run_do_not_meet(run, ask, monkeypatch):
     monkeypatch.setattr(work, "HANDOVER_SEC", 0.0)
     with locked(run / FOLDER / work.LOCK, "busy"), pytest.raises(UserError, match="is measuring it"):
         evaluate(run, ask())
+
+
+def untrained(folder: Path, recipe: str, *sets: str) -> Path:
+    """A folder as `graticule import` makes it: a recipe's tiny G as it begins, without a run."""
+    config = override(find(recipe).make().tiny(), sets)
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json())
+    save_file(config.family.G.build().state_dict(), folder / "G_ema.safetensors")
+    return folder
+
+
+def test_a_model_without_a_run_is_measured_against_a_set_that_is_named(tmp_path, photos, ask):
+    folder = untrained(tmp_path / "model", CIPS, "family.G.size_px=16", "family.G.width=8", "family.D.resolution_px=16")
+    with pytest.raises(UserError, match="has no data set of its own; say with --data"):
+        check(folder, ask(SPECTRA))
+    assert evaluate(folder, ask(SPECTRA, data=str(photos(32)))) == "done"
+    assert [key for key in measured(folder)] == [(0, "Metrics/spectra20/16px")]
+    assert f"# Evaluation of {folder.name}" in (folder / FOLDER / "report.md").read_text()
+
+
+def test_what_grows_is_measured_at_the_size_of_its_stage(tmp_path, photos, ask):
+    folder = untrained(tmp_path / "model", "mspie.pggan_celeba_a")
+    state = load_file(folder / "G_ema.safetensors")
+    save_file({**state, "grown": torch.tensor([1.0, 0.5], dtype=torch.float64)}, folder / "G_ema.safetensors")
+    question = ask(SPECTRA, sizes=(), data=str(photos(32)))
+    assert [str(part.size) for part in plan(folder, question).tasks[0].parts] == ["8"]
+    with pytest.raises(UserError, match=r"size='16': model was not trained at 16 px; use 8"):
+        check(folder, question.replace(sizes=("16",)))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("cips.landscapes_panorama", r"makes 32x96 px; metrics compare squares"),
+        ("geopos.asl_conv", r"has 10 classes, the generator has 36"),
+        ("geopos.com_conv", r"makes no images from latents"),
+    ],
+)
+def test_a_generator_that_cannot_be_measured_is_refused_in_one_line(tmp_path, photos, ask, recipe, said):
+    folder = untrained(tmp_path / "model", recipe)
+    with pytest.raises(UserError, match=said) as e:
+        check(folder, ask(SPECTRA, sizes=(), data=str(photos(64))))
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_a_family_that_trains_on_crops_is_compared_with_crops(tmp_path, photos, ask):
+    folder = untrained(tmp_path / "model", "cips.table1_sat_landscapes", "family.rotate=true")
+    (part,) = plan(folder, ask(SPECTRA, sizes=(), data=str(photos(64)))).tasks[0].parts
+    view = part.numbers[0].reference.view
+    assert (view.share, view.rotate, view.filter) == (0.5, True, "")
+
+
+def test_labels_of_fakes_are_those_of_the_set(tmp_path):
+    folder = untrained(tmp_path / "model", "geopos.asl_conv")
+    G = load_generator(folder / "config.json", folder / "G_ema.safetensors")
+    side = G.native_size[0]
+    fakes = Fakes(G, Size(side), "", 0, 2, lambda numbers: [35 - i for i in numbers])
+    (made, _), *_ = fakes.images(range(2))
+    wanted = generate(G, [0, 1], (side, side), labels=[35, 34])
+    assert torch.equal(made.permute(0, 2, 3, 1), torch.from_numpy(wanted))
 
 
 def test_ruined_weights_name_the_first_bad_fake(run):
