@@ -19,6 +19,7 @@ from jobs.status import cancel, logs, run_status, status
 from jobs.submit import check_free
 from pipeline.errors import UserError
 from pipeline.evaluation import Question
+from tests.runs import CIPS
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 QUESTION = Question(metrics=("swd64",))
@@ -176,6 +177,52 @@ def test_a_failure_is_told_in_the_events_of_the_run(run):
         super(Measuring, job).measure(evaluate.StopFlag(), evaluate.World(0, 1, 0, 1, "none"))
     told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()][-1]
     assert (told["event"], told["error"]) == ("evaluation failed", f"{type(e.value).__name__}: {e.value}"[:500])
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--follow"], "--follow: has no effect without a job of its own; say --cluster NAME"),
+        (["--nodes", 2], "--nodes: has no effect"),
+        (["--cluster", "local", "--nodes", 2, "--follow"], "nodes=2: cluster 'local' is this one machine"),
+        (["--cluster", "local", "--follow", "--checkpoint", "best"], "checkpoint='best': one that follows a run"),
+        (["--cluster", "local", "--follow", "--metric", "fid50k_ful"], "did you mean 'fid50k_full'"),
+        (["--cluster", "local", "--follow", "--metric", "fid50k_full"], "detector='inception'"),
+        (["--cluster", "local"], "has no valid checkpoint"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_before_anything_is_made(
+    graticule, planned, monkeypatch, words, complaint
+):
+    monkeypatch.setenv("GRATICULE_DETECTORS", str(planned))
+    before = sorted(planned.rglob("*"))
+    code, _, err = graticule("evaluate", planned, "--metric", "swd64", *words)
+    assert code == 2
+    assert complaint in err
+    assert err.count("\n") == 1
+    assert sorted(planned.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # the command does not wait for it
+def test_the_command_shows_and_submits_an_evaluation_of_a_run_that_waits(graticule, planned, monkeypatch):
+    monkeypatch.setattr(evaluate, "EvaluateJob", Measuring)
+    words = ["evaluate", planned, "--metric", "swd64", "--cluster", "local", "--gpus", 2, "--follow"]
+    code, out, err = graticule(*words, "--dry-run")
+    assert code == 0, err
+    assert "# 2 processes on this machine" in out
+    assert not (planned / ledger.EVALUATION).exists()
+    code, out, err = graticule(*words)  # nobody trains it: there is nothing to wait for
+    assert code == 0, err
+    (entry,) = ledger.submissions(planned / ledger.EVALUATION)
+    assert f"submitted job {entry.job_id} on local: {planned}" in out
+    wait(lambda: ledger.alive(planned / ledger.EVALUATION) is None, "it ends")
+    assert len(list((planned / ledger.EVALUATION).glob("jobs/001/*_result.pkl"))) == 2
+
+
+@pytest.fixture
+def planned(runner) -> Path:
+    """A run that was never trained."""
+    return runner(CIPS).plan()
 
 
 def text(cluster: Cluster, run: Path) -> str:

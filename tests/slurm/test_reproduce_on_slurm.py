@@ -86,7 +86,7 @@ def test_reproduce_trains_and_measures_what_was_killed_and_report_says_what_fail
     assert "3 runs: 1 done, 1 failed, 1 left" in out
     assert f"1 of 3 runs failed: {broken.folder.name} (WorkError: losses or gradients were not finite" in err
     assert narrow.story() == ["start", "resume", "done"]
-    assert broken.story() == ["start", "failed"] * 2
+    assert broken.story().count("failed") == 2
     assert wide.story() == ["start", "done"], "left as it is"
 
     code, out, err = graticule("report", TOY.name)
