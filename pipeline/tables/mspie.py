@@ -148,19 +148,19 @@ def table5_rows(form: Form) -> list[Row]:
             out.append(Row(letter, labels, run, printed, set=f"ffhq{run.data.size_px}", metrics=own, asked=asked))
         else:
             asked = Asked(SMALL_METRICS, sizes, "newest")
-            out.append(small(letter, labels, _tiny_of_one_size(run), SMALL_KIMG, asked=asked, metrics=own))
+            out.append(small(letter, labels, _tiny(run), SMALL_KIMG, asked=asked, metrics=own))
     return out
 
 
-def _tiny_of_one_size(run: RunConfig) -> RunConfig:
-    """As tiny(), with row b's further block, for its 64 px."""
-    more = run.family.G.num_upblocks - 6  # type: ignore[attr-defined]
-    run, family = run.tiny(), run.tiny().family
-    if not more:
-        return run
-    G = family.G.replace(num_upblocks=family.G.num_upblocks + more)  # type: ignore[attr-defined]
-    family = family.replace(G=G, D=family.D.replace(resolution_px=G.base_px()))  # type: ignore[attr-defined]
-    return run.replace(family=family, data=run.data.replace(size_px=family.stored_px()))
+def _tiny(run: RunConfig) -> RunConfig:
+    """As tiny(), but what tells rows apart stays: row b's further block for 64 px, row g's half the channels."""
+    net, tiny = run.family.G, run.tiny()  # type: ignore[attr-defined]
+    more, width = net.num_upblocks - 6, 32 if net.channel_multiplier == 2 else 16
+    G = tiny.family.G  # type: ignore[attr-defined]
+    G = G.replace(num_upblocks=G.num_upblocks + more, channel_max=width)
+    D = tiny.family.D.replace(resolution_px=G.base_px(), channel_max=width)  # type: ignore[attr-defined]
+    family = tiny.family.replace(G=G, D=D)
+    return tiny.replace(family=family, data=tiny.data.replace(size_px=family.stored_px()))
 
 
 GENERATORS5 = {letter: row[0] for letter, row in TABLE5.items()}

@@ -61,8 +61,8 @@ def publish_table(
 
 
 def metric_name(column: str) -> str:
-    """`FID 512 px (25 M)` -> `Cell/FID 512 px - 25 M`: MLflow allows neither brackets nor percent signs."""
-    text = re.sub(r"\s*\(([^()]*)\)", r" - \1", column.replace("%", "percent"))
+    """`FID 512 px (25 M)` -> `Cell/FID 512 px - 25 M`: MLflow allows no brackets, commas and percent signs."""
+    text = re.sub(r"\s*\(([^()]*)\)", r" - \1", column.replace("%", "percent").replace(",", ""))
     return allowed(f"{METRIC}/{text.strip()}")
 
 

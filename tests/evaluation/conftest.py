@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import config
 
 from pipeline.evaluation import Question
 from tests.runs import MSPIE, Runner
@@ -42,7 +43,10 @@ def trained(photos, tmp_path_factory):
     """The folder of a run with checkpoints at 24, 48 and 72 images, of 16, 24 and 32 px."""
     run = Runner(photos(32), tmp_path_factory.mktemp("runs"), MSPIE)
     few = ["family.G.num_upblocks=2", "family.D.resolution_px=16", "data.size_px=32", "total_kimg=0.072"]
-    return run.train_here(*few, "exec.checkpoint_kimg=0.024", "exec.keep=5")
+    config.update("jaxtyping_disable", True)  # as _quick does, which comes later
+    folder = run.train_here(*few, "exec.checkpoint_kimg=0.024", "exec.keep=5")
+    config.update("jaxtyping_disable", False)
+    return folder
 
 
 @pytest.fixture(scope="session")

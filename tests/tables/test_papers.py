@@ -180,6 +180,11 @@ def test_small_forms_need_no_detector_and_are_small(table: Table):
         assert pixels * len(table.seeds) <= 160_000, "thousands of pixels: minutes on two cores"
 
 
+def test_rows_of_mspie_table_5_differ_in_their_small_form_too():
+    families = [row.run.family.to_json() for row in rows_of("mspie.table5", "small")]
+    assert len(set(families)) == len(families) == 11
+
+
 # --- sets that the user gives
 
 

@@ -37,16 +37,16 @@ def test_a_table_is_one_parent_whose_children_are_its_rows_however_often_it_is_p
     (out / "plot-x.png").write_bytes(b"png")
     rows = {a: {"padding": "none", "seed": 0}, b: {"padding": "zero", "seed": 0}}
     words = (runs, "mspie.table5", "small", rows)
-    parent = publish_table(*words, {a: {FID: 7.5, "P (%)": 40.0}}, title="MS-PIE", report=out)
+    parent = publish_table(*words, {a: {FID: 7.5, "P, %": 40.0}}, title="MS-PIE", report=out)
     before = run_of(a)
-    assert publish_table(*words, {a: {FID: 7.5, "P (%)": 40.0}}, title="MS-PIE", report=out) == parent
+    assert publish_table(*words, {a: {FID: 7.5, "P, %": 40.0}}, title="MS-PIE", report=out) == parent
     assert (run_of(a).data.metrics, len(all_runs(runs))) == (before.data.metrics, 3)
     client = connect(tracking_uri(runs))
     assert len(client.get_metric_history(before.info.run_id, metric_name(FID))) == 1
     publish_table(*words, {a: {FID: 7.5}, b: {FID: float("nan")}}, title="MS-PIE", report=out)
     publish_table(*words, {a: {FID: 7.25}, b: {FID: float("nan")}}, title="MS-PIE", report=out)
     assert run_of(a).data.metrics["Cell/FID 512 px - 25 M"] == 7.25
-    assert run_of(a).data.metrics["Cell/P - percent"] == 40.0
+    assert run_of(a).data.metrics["Cell/P percent"] == 40.0
     assert run_of(a).data.metrics["Loss/G/adv"] == 1000.0
     assert len(client.get_metric_history(run_of(b).info.run_id, metric_name(FID))) == 1
     for folder, padding in ((a, "none"), (b, "zero")):
