@@ -18,13 +18,13 @@ from jobs.submit import TrainJob, check_cluster, shown, submit_chain
 from jobs.world import World, join
 from pipeline.errors import UserError
 from pipeline.lock import locked
+from pipeline.tracking.jsonl import UNMEASURED
 
 if TYPE_CHECKING:
     import submitit
 
     from pipeline.evaluation import Question
 
-UNMEASURED = "evaluation failed"  # the event
 FOLLOWED = ("newest", "all")
 POLL_SEC = (1.0, 30.0)  # between looks at a run for its next checkpoint: at first, and in the long run
 SLICE_SEC = 0.2  # how late a stop is noticed between two looks

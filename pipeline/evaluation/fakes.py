@@ -43,7 +43,7 @@ class Fakes:
         for img, numbers in self.images(block):
             for prefix, (extractor, count) in wanted.items():
                 n = min(len(numbers), max(0, count - numbers[0]))
-                for name, rows in extractor(img[:n], numbers[:n]).items() if n else ():
+                for name, rows in extractor(img[:n], numbers[:n], _called).items() if n else ():
                     parts.setdefault(prefix + name, []).append(rows.cpu())
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
@@ -77,3 +77,7 @@ class Fakes:
         rows = img.permute(0, 2, 3, 1).cpu().contiguous().numpy()
         small = np.stack([resized(one, self.size.px, self.filter) for one in rows])
         return torch.from_numpy(small).permute(0, 3, 1, 2).contiguous()
+
+
+def _called(number: int) -> str:
+    return f"fake {number}"

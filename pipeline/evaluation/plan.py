@@ -82,7 +82,7 @@ class _Planner:
         self.run = read_run(folder)
         self.data = self._set()
         self.manifest = load_manifest(self.data)
-        self._extractors: dict[tuple[str, int], Extractor] = {}
+        self._extractors: dict[tuple[str, int], Extractor] = {}  # a detector serves all metrics of a size
         self._references: dict[tuple[View, str], Reference] = {}
         self._parts: dict[Size, Part] = {}
         self._trained: tuple[Size, ...] = ()
@@ -166,7 +166,7 @@ class _Planner:
         return bool(getattr(self.run.family, "crop_of_px", None))
 
     def _number(self, text: str, protocol: Protocol, size: Size, filter: str, share: float | int) -> Number:
-        key = (text, size.px)
+        key = (protocol.detector or text, size.px)
         if key not in self._extractors:
             self._extractors[key] = extractor_of(protocol, size.px, self.device)
         extractor = self._extractors[key]
@@ -183,17 +183,30 @@ class _Planner:
                 f"metric={text!r} needs {protocol.least} real images, data={str(self.data)!r} holds {n}; give more"
             )
         reference.check_writable(n)
-        return Number(
-            text, metric_name(protocol, extractor.label, size.px, size.of_px), protocol, extractor, reference, n
-        )
+        name = metric_name(protocol, extractor.label, size.px, size.of_px) + self._beside(filter or size.of_px)
+        return Number(text, name, protocol, extractor, reference, n)
+
+    def _beside(self, resized: object) -> str:
+        """What a name says where images, filter or seeds are not the usual ones: such numbers are other numbers."""
+        words = []
+        if self.run.data.dataset_id not in ("", self.manifest.dataset_id):
+            words.append(f"vs_{self.manifest.dataset_id[:8]}")
+        if resized and self.question.filter != _usual("filter"):
+            words.append(self.question.filter)
+        if self.question.seed:
+            words.append(f"seed{self.question.seed}")
+        return "".join(f"_{word}" for word in words)
 
     def _check_filter(self, tasks: Sequence[Task]) -> None:
-        default = Question.model_fields["filter"].default
-        if self.question.filter != default and not any(part.filter for task in tasks for part in task.parts):
+        if self.question.filter != _usual("filter") and not any(part.filter for task in tasks for part in task.parts):
             raise UserError(
                 f"filter={self.question.filter!r}: nothing is resized, {self.data} is stored at the size that is "
                 "measured; leave it out"
             )
+
+
+def _usual(field: str) -> Any:
+    return Question.model_fields[field].default
 
 
 def digest(key: Any) -> str:

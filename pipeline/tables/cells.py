@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pipeline.tables.measured import Point, RunFacts, Taken
 from pipeline.tables.table import Measure, Row
 
+PASSED = 1e-5  # of a length: 25 M and 250 images are 25 M
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -40,7 +42,7 @@ class Results:
         until_kimg = other.until_kimg if other and m.until_kimg is None else m.until_kimg
         if m.of is not None or not (run.state == "done" if until_kimg is None else 0 < until_kimg <= run.kimg):
             return None
-        points = [p for p in run.curves.get(m.metric, ()) if until_kimg is None or p.kimg <= until_kimg]
+        points = [p for p in run.curves.get(m.metric, ()) if until_kimg is None or _within(p.kimg, until_kimg)]
         if other:
             best = self.cell(run, other)
             points = [p for p in points if best and best.point and p.kimg == best.point.kimg]
@@ -79,3 +81,8 @@ class Results:
         """Runs of a row whose number is NaN or infinite."""
         points = [cell.point for cell in self.cells(row, m).values()]
         return sum(p is not None and not math.isfinite(p.value) for p in points)
+
+
+def _within(kimg: float | int, until_kimg: float | int) -> bool:
+    """A checkpoint that is due at the length is made by the iteration that passes it: a few images beyond."""
+    return kimg <= until_kimg * (1 + PASSED)

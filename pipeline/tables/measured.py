@@ -20,7 +20,6 @@ from pipeline.tracking import inbox, jsonl
 State = Literal["done", "begun", "failed", "not begun", "missing", "other"]
 TELLING = ("start", "resume", "checkpoint", "preempt", "done", "failed")  # events that tell a state
 WEIGHTS = "G_ema.safetensors"  # in a checkpoint
-UNMEASURED = "evaluation failed"  # the event of a run that could not be evaluated, with its error
 GPU_HOURS, PROCESS_HOURS = "GPU-hours", "process-hours"  # hours times ranks, by what a rank is
 
 
@@ -161,7 +160,7 @@ def _lacking(
             continue
         some = f" of {len(left)} of {len(wanted)} checkpoints" if there else ""
         out.append(name + some)
-    told = [e for e in jsonl.read(folder / jsonl.EVENTS) if e.get("event") == UNMEASURED]
+    told = [e for e in jsonl.read(folder / jsonl.EVENTS) if e.get("event") == jsonl.UNMEASURED]
     if out and told:
         out.append(f"the last evaluation failed: {' '.join(str(told[-1].get('error', '')).split())}")
     return tuple(out)

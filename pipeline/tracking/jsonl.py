@@ -19,6 +19,7 @@ from typing import Any
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+UNMEASURED = "evaluation failed"  # the event of a run that was trained and could not be measured
 END_BYTES = 1 << 16  # what `last` looks at
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?$)')  # the last one may be cut short

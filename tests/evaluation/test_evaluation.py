@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import override
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import UserError, WorkError
 from pipeline.evaluation import Question, check, evaluate, lacking, numbers_of
 from pipeline.evaluation.fakes import SEEDS, Fakes
@@ -130,20 +131,25 @@ def test_what_is_measured_is_not_measured_again_and_said_so(run, ask):
     assert [line for line in said if "measured already" in line] == said[-2:]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"filter": "box"}, {"data": "other"}])
-def test_another_seed_filter_or_set_is_another_number(run, photos, ask, change):
+@pytest.mark.parametrize(
+    ("change", "said"), [({"seed": 1}, "seed1"), ({"filter": "box"}, "box"), ({"data": "other"}, "vs_")]
+)
+def test_another_seed_filter_or_set_is_another_number_under_another_name(run, photos, ask, change, said):
     """Of fakes that are reduced: a filter counts."""
     if "data" in change:
-        change = {"data": str(photos(16))}
+        change, said = {"data": str(photos(16))}, f"vs_{load_manifest(photos(16)).dataset_id[:8]}"
     question, other_question = ask(SPECTRA, sizes=("16of24",)), ask(SPECTRA, sizes=("16of24",), **change)
     evaluate(run, question)
     first = values_of(run)
     assert lacking(run, other_question)
     evaluate(run, other_question)
     assert lacking(run, other_question) == []
-    assert values_of(run).keys() == first.keys()
-    assert values_of(run) != first
-    assert lacking(run, question)  # what stands there now answers another
+    (kind, values) = first.popitem()
+    name = f"{kind[1]}_{said}"
+    assert values_of(run).keys() == {kind, (72, name)}
+    assert values_of(run)[kind] == values
+    assert values_of(run)[72, name][name] != values[kind[1]]
+    assert lacking(run, question) == []
 
 
 def test_a_record_says_how_its_number_was_taken(run, ask):
@@ -152,7 +158,7 @@ def test_a_record_says_how_its_number_was_taken(run, ask):
     of = record["of"]
     assert nimg == 72
     assert kind.startswith("Metrics/pr300n3_300.tiny-")
-    assert kind.endswith("/16px_of_24px")
+    assert kind.endswith("/16px_of_24px_seed3")
     assert set(record["metrics"]) == {f"{kind}/precision", f"{kind}/recall"} == set(of["better"])
     assert set(of["better"].values()) == {"higher"}
     assert (of["fakes"], of["reals"], of["filter"], of["seed"]) == (300, 300, "lanczos", 3)

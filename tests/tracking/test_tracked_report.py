@@ -30,12 +30,12 @@ def test_a_tracked_report_has_its_cells_in_mlflow_and_an_outage_is_one_line(runs
     found = {r.info.run_id: r.data for r in client.search_runs([experiment_id(client, runs)])}
     parent = err.split()[-1]
     rows = {
-        data.params["row.variant"]: data for data in found.values() if data.tags.get("mlflow.parentRunId") == parent
+        data.params["Row.1 variant"]: data for data in found.values() if data.tags.get("mlflow.parentRunId") == parent
     }
     assert found.keys() > {parent}
     name = metric_name("loss of D")
     assert {row: data.metrics.get(name) for row, data in rows.items()} == {"narrow": 0.5, BROKEN: None, "wide": 0.25}
-    assert all(data.params["row.seed"] == "0" for data in rows.values())
+    assert all(data.params["Row.3 seed"] == "0" for data in rows.values())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     code, out, err = graticule(*words, "--track")
     assert code == 0
