@@ -19,11 +19,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from pipeline.tables import book, find
-from pipeline.tables.measured import facts_of
-from pipeline.tables.report import write_report
+from pipeline.tables import find
+from pipeline.tables.report import track_report, write_report
 from pipeline.tracking.client import ENVIRONMENT, connect, tracking_uri
-from pipeline.tracking.tables import PARENT_TAG, publish_table
+from pipeline.tracking.tables import PARENT_TAG
 from tests.browser.chromium import INSTALL, Chromium, found
 from tests.tracking.server import Server
 
@@ -72,16 +71,11 @@ def trained(folder: Path) -> Path:
 
 
 def publish(runs: Path, out: Path) -> str:
-    """The table's runs that are done, with labels and cells; the parent run."""
-    table, form = find(TABLE), "small"
-    rows = {row.name: row for row in table.rows(form)}
-    done = [f for f in facts_of(runs, table, [*rows.values()], book.read(runs, table, form)) if f.state == "done"]
-    labels = {runs / f.folder: {**rows[f.row].labels, "seed": f.seed} for f in reversed(done)}
-    cells = {runs / f.folder: {m.title: f.measures[m.metric] for m in table.measures} for f in done}
-    write_report(table, form, runs, out)
-    began = time.monotonic()
-    parent = publish_table(runs, TABLE, form, labels, cells, title=table.title, report=out)
-    print(f"published {len(labels)} runs in {time.monotonic() - began:.1f} s", flush=True)
+    """The table as `graticule report --track` brings it to MLflow; the parent run."""
+    table, began = find(TABLE), time.monotonic()
+    write_report(table, "small", runs, out)
+    parent = track_report(table, "small", runs, out)
+    print(f"reported in {time.monotonic() - began:.1f} s", flush=True)
     return parent
 
 

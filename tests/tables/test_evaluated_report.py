@@ -86,8 +86,11 @@ def fill(tmp_path) -> Fill:
     return make
 
 
-def report(tmp_path: Path, table: Table = TABLE) -> str:
-    return write_report(table, "full", tmp_path, tmp_path / "out")
+def report(tmp_path: Path, table: Table = TABLE, *, drawn: bool = False) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:  # plots take a second
+            patch.setattr("pipeline.tables.report._draw", lambda *_: {})
+        return write_report(table, "full", tmp_path, tmp_path / "out")
 
 
 def cells(text: str, row: str) -> dict[str, str]:
@@ -207,7 +210,7 @@ def test_the_html_holds_curves_of_each_row_and_needs_nothing_else(fill, tmp_path
     for seed in (0, 1):
         fill("narrow", seed, dict(zip(LENGTHS, (9.0, 5.0, 4.0, 3.0), strict=True)))
         fill("wide", seed, dict(zip(LENGTHS, (8.0, 6.0, 4.0 + seed, 2.0), strict=True)))
-    text = report(tmp_path)
+    text = report(tmp_path, drawn=True)
     names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     curves = [name for name in names if name.startswith("plot-by_row-")]
     assert curves == ["plot-by_row-Metrics_fid64_64_32px.png", "plot-by_row-Metrics_pr64k3_64_32px_precision.png"]
