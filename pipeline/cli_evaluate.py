@@ -21,7 +21,7 @@ STOPPED = 130  # the exit code of what was asked to end before it was done
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Run folders, models:/NAME@ALIAS; of several also their mean."),
+        typer.Argument(metavar="MODEL", help="Run folders, models:/NAME@ALIAS; of several also their mean."),
     ],
     metric: Annotated[list[str], typer.Option(help="fid50k_full, pr50k3_full, swd16k ...; docs/metrics.md.")],
     size: Annotated[
