@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pipeline.cost import parameters
 from pipeline.plan import ExecConfig, RunConfig
 from pipeline.recipes import find
-from pipeline.tables.columns import SMALL_EXEC, SMALL_METRICS, SMALL_NOTE, fid, name_of, precision_recall, small
+from pipeline.tables.columns import SMALL_METRICS, SMALL_NOTE, fid, name_of, precision_recall, small, small_exec
 from pipeline.tables.columns import small_measures as small_measures_at
 from pipeline.tables.table import Asked, Axes, Comparison, Form, Label, Measure, Row, Table
 
@@ -76,7 +76,7 @@ TABLE1 = Table(
     seeds=(0,),
     needs="ffhq, churches (LSUN), landscapes at 256 px, sat_buildings at 300 px, sat_landscapes at 512 px; a row whose "
     "set is not given is left out",
-    exec={"full": ExecConfig(gpus=8, milestone_kimg=1000), "small": SMALL_EXEC},
+    exec={"full": ExecConfig(gpus=8, milestone_kimg=1000), "small": small_exec(SMALL_KIMG)},
     notes=(
         LONG_NOTE,
         "The two satellite sets are trained on random crops; which crops the paper compared with is not known to us. "
@@ -107,7 +107,7 @@ TABLE2 = Table(
     axes=Axes(x="set", line="generator"),
     seeds=(0,),
     needs="FFHQ at 256 px",
-    exec={"full": ExecConfig(gpus=8, milestone_kimg=1000), "small": SMALL_EXEC},
+    exec={"full": ExecConfig(gpus=8, milestone_kimg=1000), "small": small_exec(SMALL_KIMG)},
     notes=(
         f"The paper names neither features nor k nor how many images: {PR} is our reading. The run is Table 1's.",
         LONG_NOTE,
@@ -166,7 +166,7 @@ TABLE3 = Table(
     ),
     seeds=(0,),
     needs="FFHQ at 256 px",
-    exec={"full": ExecConfig(gpus=4, milestone_kimg=400), "small": SMALL_EXEC},
+    exec={"full": ExecConfig(gpus=4, milestone_kimg=400), "small": small_exec(SMALL_KIMG)},
     notes=(
         "4.8 million images in batches of 16, as the paper has it; the last checkpoint counts. What the inputs of the "
         "rows without embeddings or Fourier features, and of sine, consist of is our choice (models/cips.py).",
@@ -248,7 +248,7 @@ TABLE5 = Table(
     comparisons=(_whole_against(128), _whole_against(64)),
     seeds=(0,),
     needs="ffhq and churches (LSUN) at 256 px; a row whose set is not given is left out",
-    exec={"full": ExecConfig(gpus=8, milestone_kimg=1000), "small": SMALL_EXEC},
+    exec={"full": ExecConfig(gpus=8, milestone_kimg=1000), "small": small_exec(SMALL_KIMG)},
     notes=(
         LONG_NOTE,
         "Which strides the table was made with is not said: here all powers of two, equally often.",

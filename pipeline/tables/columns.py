@@ -61,6 +61,11 @@ def small_measures(*sizes_px: int) -> tuple[Measure, ...]:
 SMALL_EXEC = ExecConfig(workers=1, track=False, status_kimg=0.05, sample_kimg=1000, checkpoint_kimg=1000)
 
 
+def small_exec(kimg: float | int) -> ExecConfig:
+    """Of runs of this length: measured half-way too, so that there is a curve."""
+    return SMALL_EXEC.replace(checkpoint_kimg=kimg / 2)
+
+
 def small(
     name: str,
     labels: Mapping[str, Label],

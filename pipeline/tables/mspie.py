@@ -8,13 +8,13 @@ of codes, which tests hold; SinGAN's results are pictures (recipes mspie.singan_
 from pipeline.plan import ExecConfig, RunConfig
 from pipeline.recipes import find
 from pipeline.tables.columns import (
-    SMALL_EXEC,
     SMALL_METRICS,
     SMALL_NOTE,
     fid,
     name_of,
     precision_recall,
     small,
+    small_exec,
     small_measures,
     swd,
 )
@@ -98,7 +98,7 @@ T2 = Table(
     ),
     seeds=SEEDS,
     needs="FFHQ at 256 px",
-    exec={"full": FULL, "small": SMALL_EXEC},
+    exec={"full": FULL, "small": small_exec(SMALL_KIMG)},
     notes=(FID_NOTE, "No configuration of this table was released: rows are read from its text.", SMALL_NOTE),
     small_measures=small_measures(32),
     asked={"full": Asked((FID, PR)), "small": Asked(SMALL_METRICS, checkpoints="newest")},
@@ -178,7 +178,7 @@ T5 = Table(
     ),
     seeds=SEEDS,
     needs="ffhq256 (row a) and ffhq512 (all others): FFHQ at 256 and at 512 px",
-    exec={"full": FULL, "small": SMALL_EXEC},
+    exec={"full": FULL, "small": small_exec(SMALL_KIMG)},
     notes=(
         FID_NOTE,
         "Row b's numbers at 256 px are of its images of 512 px, reduced; the paper does not say by which filter.",
@@ -224,7 +224,7 @@ T_LARGER = Table(
     axes=Axes(x="sizes", line="generator"),
     seeds=SEEDS,
     needs="FFHQ at 1024 px",
-    exec={"full": FULL, "small": SMALL_EXEC},
+    exec={"full": FULL, "small": small_exec(SMALL_KIMG)},
     notes=(FID_NOTE, "The paper does not say of how many images; the best of the whole run is shown.", SMALL_NOTE),
     small_measures=SMALL_LARGER,
 )
@@ -295,7 +295,7 @@ def _distance_table(name: str) -> Table:
         ),
         seeds=(0,),
         needs=needs,
-        exec={"full": ExecConfig(gpus=gpus), "small": SMALL_EXEC},
+        exec={"full": ExecConfig(gpus=gpus), "small": small_exec(SWD_SMALL_KIMG)},
         notes=(
             "No configuration was released, and the seeds are not stated: one here. The average is over the three "
             "levels that the paper prints, not over the pyramid's fourth (16 px).",

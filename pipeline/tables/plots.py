@@ -117,11 +117,11 @@ def is_evaluated(m: Measure, results: Results) -> bool:
 def by_row(path: Path, title: str, rows: Sequence[Row], results: Results, axes: Axes, m: Measure) -> bool:
     """A panel for each row: its seeds thin, their mean thick, the other rows' means in grey, what is published a cross.
 
-    Dozens of rows stay legible, as none is told by its colour. False where nothing is evaluated.
+    Dozens of rows stay legible, as none is told by its colour. False where no run is evaluated at two checkpoints.
     """
     runs = {row.name: [run for f in results.runs(row) if (run := _alike(f.curves.get(m.metric, ())))] for row in rows}
     means = {name: _mean(of, m) for name, of in runs.items()}
-    if not any(means.values()):
+    if not any(means.values()) or all(len(points) < 2 for of in runs.values() for points in of):
         return False
     named = titles(rows, axes)
     figure, plots = _panels(title, len(rows), share=True)
@@ -201,8 +201,9 @@ def _legend(figure: "Figure", plots: "Sequence[Plot]") -> None:
     """Below all panels, where it hides nothing; a line may be in some of them only."""
     found = {label: handle for plot in plots for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)}
     if found:
+        columns = min(len(found), max(1, int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, found))))))  # inches
         figure.legend(
-            found.values(), found.keys(), loc="outside lower center", ncols=len(found), fontsize=8, frameon=False
+            found.values(), found.keys(), loc="outside lower center", ncols=columns, fontsize=8, frameon=False
         )
 
 
