@@ -18,7 +18,7 @@ PAPER = "CIPS (2011.13775)"
 FID, FID_FULL, PR = "fid50k_first50k_fidelity", "fid50k_full_fidelity", "pr50k3_full"
 FID_256 = fid(FID, 256, "FID")
 SMALL_MEASURES = small_measures_at(32)
-SMALL_ASKED = Asked(SMALL_METRICS, ("32",), "newest")
+SMALL_ASKED = Asked(SMALL_METRICS, ("32",))
 SMALL_KIMG = 0.5
 LONG_NOTE = (
     "The paper does not say how many images its models saw: 25 million are our reading, and the last checkpoint counts."

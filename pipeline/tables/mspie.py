@@ -101,7 +101,7 @@ T2 = Table(
     exec={"full": FULL, "small": small_exec(SMALL_KIMG)},
     notes=(FID_NOTE, "No configuration of this table was released: rows are read from its text.", SMALL_NOTE),
     small_measures=small_measures(32),
-    asked={"full": Asked((FID, PR)), "small": Asked(SMALL_METRICS, checkpoints="newest")},
+    asked={"full": Asked((FID, PR)), "small": Asked(SMALL_METRICS)},
 )
 
 # --- Table 5
@@ -147,7 +147,7 @@ def table5_rows(form: Form) -> list[Row]:
             asked = Asked((FID, PR), sizes)
             out.append(Row(letter, labels, run, printed, set=f"ffhq{run.data.size_px}", metrics=own, asked=asked))
         else:
-            asked = Asked(SMALL_METRICS, sizes, "newest")
+            asked = Asked(SMALL_METRICS, sizes)
             out.append(small(letter, labels, _tiny(run), SMALL_KIMG, asked=asked, metrics=own))
     return out
 
@@ -209,7 +209,7 @@ def larger_rows(form: Form) -> list[Row]:
             printed = {m.key: p for m, p in zip(measures, published, strict=True)}
             out.append(Row(name, labels, run, printed, metrics=own, asked=Asked((FID, PR), (str(largest),))))
         else:
-            asked = Asked(SMALL_METRICS[1:], (str(largest),), "newest")
+            asked = Asked(SMALL_METRICS[1:], (str(largest),))
             out.append(small(name, labels, run, SMALL_KIMG, asked=asked, metrics=own))
     return out
 
