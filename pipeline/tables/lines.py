@@ -67,7 +67,7 @@ def _numbers(rows: Sequence[Row], results: Results, measures: Sequence[Measure])
             found = interval(list(results.values(row, m).values()))
             fewer = f" ({found.n} of {seeds} seeds)" if found and m.of is None and found.n < seeds else ""
             cells += [row.published.get(m.key, "")] * printed[m.key]
-            cells += [measured(found, m) + fewer, *[difference(found, row, m)] * differ[m.key]]
+            cells += [measured(found, m, row) + fewer, *[difference(found, row, m)] * differ[m.key]]
         lines.append(cells)
     return Part(head, lines)
 
@@ -94,12 +94,12 @@ def published(row: Row, m: Measure) -> float | None:
     return value if isfinite(value) else None
 
 
-def measured(found: Interval | None, m: Measure) -> str:
-    """Mean -+ half of the interval; empty where nothing was measured."""
+def measured(found: Interval | None, m: Measure, row: Row) -> str:
+    """Mean -+ half of the interval, with the decimals of what is published at least; empty without a measurement."""
     if found is None:
         return ""
     scale = 100 if m.percent else 1
-    mean = _shown(scale * found.mean, m)
+    mean = _shown(scale * found.mean, m, row)
     return mean if found.high is None else f"{mean} ± {scale * (found.high - found.mean):.2g}"
 
 
@@ -108,15 +108,21 @@ def difference(found: Interval | None, row: Row, m: Measure) -> str:
     if found is None or (paper := published(row, m)) is None:
         return ""
     mean = (100 if m.percent else 1) * found.mean
-    texts = (row.published[m.key], _shown(mean, m))
+    texts = (row.published[m.key], _shown(mean, m, row))
     if any("e" in text.lower() for text in texts):
         return f"{mean - paper:+.{m.digits}g}"
-    return f"{mean - paper:+,.{max(len(text.partition('.')[2]) for text in texts)}f}"
+    return f"{mean - paper:+,.{max(map(_decimals, texts))}f}"
 
 
-def _shown(value: float, m: Measure) -> str:
+def _shown(value: float, m: Measure, row: Row) -> str:
     """Counts whole, all else with the column's digits."""
-    return f"{value:,.0f}" if m.of and value.is_integer() else f"{value:.{m.digits}g}"
+    text = f"{value:,.0f}" if m.of and value.is_integer() else f"{value:.{m.digits}g}"
+    decimals = _decimals(row.published[m.key]) if published(row, m) is not None else 0
+    return text if "e" in text or _decimals(text) >= decimals else f"{value:,.{decimals}f}"
+
+
+def _decimals(text: str) -> int:
+    return len(text.partition(".")[2])
 
 
 def hours(value: float) -> str:

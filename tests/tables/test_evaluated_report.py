@@ -107,8 +107,8 @@ def test_a_column_of_a_length_has_the_best_until_then_and_its_precision_is_that_
     fill("wide", 0, {8: 80.0, 16: 75.0, 24: 50.0, 32: 1.0})
     text = report(tmp_path)
     narrow, wide = cells(text, "narrow"), cells(text, "wide")
-    assert [narrow[m] for m in ("FID, 20", "FID, 30", "precision, %")] == ["4.5", "4.5", "4.5"]
-    assert [wide[m] for m in ("FID, 20", "FID, 30", "precision, %")] == ["75", "50", "50"]
+    assert [narrow[m] for m in ("FID, 20", "FID, 30", "precision, %")] == ["4.50", "4.50", "4.50"]
+    assert [wide[m] for m in ("FID, 20", "FID, 30", "precision, %")] == ["75.00", "50.00", "50.00"]
     assert narrow["FID, 20, difference"] == "-0.50", "measured less published"
     assert wide["FID, 30, difference"] == "+47.07"
     assert wide["precision, %, difference"] == "-23.51"
@@ -124,12 +124,12 @@ def test_a_run_counts_in_columns_of_a_length_that_it_has_trained_and_no_further(
     fill("wide", 0, {8: 9.0, 16: 4.0}, images=16, end="failed")
     text = report(tmp_path)
     found = cells(text, "narrow")
-    assert [found["FID, 20"], found["FID, 30"], found["precision, %"]] == ["4", "", ""]
+    assert [found["FID, 20"], found["FID, 30"], found["precision, %"]] == ["4.00", "", ""]
     assert [found["FID, 20, difference"], found["FID, 30, difference"]] == ["-1.00", ""]
     assert found["images seen, kimg"] == "0.024"
     assert found["runs"] == "0 of 1 done, 1 begun"
     assert "`narrow`, seed 0: at 0.024 of 0.032 kimg; counted all the same: FID, 20" in text
-    assert set(cells(text, "wide").values()) & {"4", "9"} == set(), "16 of 20 images are not 20"
+    assert set(cells(text, "wide").values()) & {"4.00", "9.00"} == set(), "16 of 20 images are not 20"
     assert "wide against narrow: not measured." in text
 
 
@@ -176,7 +176,7 @@ def test_rows_that_were_measured_on_different_sets_are_not_compared(fill, tmp_pa
     fill("narrow", 0, {16: 4.0}, of={16: {"notes": ["covariance is singular"]}})
     fill("wide", 0, {16: 3.0}, of={16: {"data": "d2"}})
     text = report(tmp_path)
-    assert cells(text, "wide")["FID, 30"] == "3"
+    assert cells(text, "wide")["FID, 30"] == "3.00"
     assert "wide against narrow: not compared in FID, 30: its numbers were not all taken alike." in text
     assert "(narrow): 64 fakes against 64; data set d1, filter lanczos. Noted: covariance is singular." in text
     assert "(wide): 64 fakes against 64; data set d2, filter lanczos.\n" in text
@@ -203,7 +203,7 @@ def test_a_record_that_the_trainer_has_not_taken_over_counts_and_one_of_replaced
     (folder / inbox.FOLDER).mkdir()
     record = {"nimg": 16, "time": 0.0, "attempt": 2, "kind": "fid", "metrics": {FID: 7.0}, "of": about}
     jsonl.append(folder / inbox.FOLDER / "0.json", record)
-    assert cells(report(tmp_path), "narrow")["FID, 20"] == "7"
+    assert cells(report(tmp_path), "narrow")["FID, 20"] == "7.00"
 
 
 def test_the_html_holds_curves_of_each_row_and_needs_nothing_else(fill, tmp_path):
